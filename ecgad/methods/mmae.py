@@ -1,0 +1,170 @@
+"""MMAE-ECG: a multi-scale masked autoencoder over segments that hold all leads.
+
+Paper: Zhou et al., PLOS ONE 21(3): e0343571, 2026 (arXiv 2502.05494)
+Good at: what does not follow from the rest of the record, at 1/78 of the usual cost
+Data: signals with 1 or more leads, images
+
+A record X of K leads and length Q is cut into T segments U = {X_1 .. X_T}, each holding all leads.
+A local region V_w = {X_w+1 .. X_w+delta} is a second view of some of them, with an embedding of its
+own. Both are masked separately (eqs. 1, 2), the visible segments of both go through one Transformer
+encoder together, where attention crosses the scales, and a one-block decoder reconstructs the
+masked ones. The loss is the mean squared error after normalising each segment.
+
+    segments --embed + position--> visible --encoder--> + mask tokens --decoder--> masked segments
+
+For scoring the same is done for H fixed maskings (eq. 3), which between them hide every segment,
+and each sample's error is averaged over the maskings that hid it (the point score, eq. 5). The
+sample score (eq. 4) is the mean of that map, which `score.py` takes.
+
+The roles of eqs. 1-5, the two embeddings, the shared encoder, the one-block decoder and the loss
+are the paper's. Its hyper-parameters were not public when this was written: each is a field of
+`Config` with its reason, and together they meet its size claims. Left out: nothing that is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ecgad.parts.detector import Detector, Evidence
+from ecgad.parts.layers import Block, initialise, positions
+from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
+from ecgad.parts.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Config:
+    segment: tuple[int, ...] = (48,)  # samples on each axis; 96 ms at 500 Hz, T = 100
+    local: tuple[int, ...] = (10,)  # delta, in segments; about one heartbeat
+    ratio: float = 0.5  # theta: share hidden, in both regions; 0.5 keeps ten maskings in budget
+    rounds: int = 10  # H: maskings a record; ten local regions tile it once
+    width: int = 64  # d of the encoder; with depth 5 it gives 1/18 of MCF's parameters
+    depth: int = 5  # encoder blocks
+    heads: int = 4  # of encoder and decoder
+    decoder_width: int = 64  # of the one decoder block
+    mlp_ratio: int = 4  # the standard Transformer block
+    local_weight: float = 1.0  # of the local term in the loss: no other weight is published
+    denormalise: bool = False  # True: the map is the error in the input's own unit
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"ratio is {self.ratio}; a share between 0 and 1 can be hidden")
+        for name in ("rounds", "width", "depth", "heads", "decoder_width", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+
+
+class Model(Detector):
+    """MMAE-ECG for inputs of `shape` = (c, *grid)."""
+
+    def __init__(self, shape: tuple[int, ...], config: Config) -> None:
+        super().__init__(shape)
+        self.config = c = config
+        self.tokens = Tokens(shape, c.segment)
+        self.embed = nn.Linear(self.tokens.size, c.width)
+        self.blocks = nn.Sequential(*(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth)))
+        self.norm = nn.LayerNorm(c.width)
+        self.narrow = nn.Linear(c.width, c.decoder_width)
+        self.decoder = Block(c.decoder_width, c.heads, c.mlp_ratio)
+        self.decoder_norm = nn.LayerNorm(c.decoder_width)
+        self.head = nn.Linear(c.decoder_width, self.tokens.size)
+        self.mask_token = nn.Parameter(torch.zeros(c.decoder_width).normal_(std=0.02))
+        windows = self.tokens.windows(c.local)  # (windows, delta)
+        n, delta = self.tokens.n, windows.shape[1]
+        self.position = positions(n + delta, c.width)  # p_1..p_T, then q_1..q_delta
+        self.decoder_position = positions(n + delta, c.decoder_width)
+        self.apply(initialise)
+        self.register_buffer("windows", windows, persistent=False)
+        self._schedule(n, delta)
+
+    def _schedule(self, n: int, delta: int) -> None:
+        """The fixed maskings of scoring. Places 0..T-1 are global, T.. are of the local region."""
+        h = self.config.rounds
+        global_masks = complement_schedule(n, self.config.ratio, h, seed=0)
+        local_rounds = max(h, -(-delta // masked_count(delta, self.config.ratio)))
+        local_masks = complement_schedule(delta, self.config.ratio, local_rounds, seed=1)[:h]
+        start = torch.linspace(0, len(self.windows) - 1, h).round().long()  # w of each round
+        place = torch.cat([torch.arange(n).expand(h, n), self.windows[start]], dim=1)  # -> segment
+        visible = [complement(global_masks, n), n + complement(local_masks, delta)]
+        masked = torch.cat([global_masks, n + local_masks], dim=1)
+        hidden = place.gather(1, masked)  # (H, m): the segment behind each masked place
+        slots, weights = _average_over(hidden.flatten(), n)
+        for name, value in {
+            "visible": (v := torch.cat(visible, dim=1)),
+            "visible_segment": place.gather(1, v),
+            "masked": masked,
+            "masked_segment": hidden,
+            "slots": slots,
+            "weights": weights,
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, x: Tensor) -> Evidence:
+        self.check(x)
+        u = self.tokens.split(x)  # (b, T, p)
+        z = self.embed(u)[:, self.visible_segment] + self.position[self.visible]  # (b, H, v, d)
+        z = self.encode(z.flatten(0, 1)).unflatten(0, (len(u), -1))
+        out = self.decode(z, self.visible, self.masked)  # (b, H, m, p)
+        target, scale = normalise(u)
+        error = (out - target[:, self.masked_segment]).square().flatten(1, 2)  # (b, H m, p)
+        point = (error[:, self.slots] * self.weights[..., None]).sum(2)  # eq. 5: (b, T, p)
+        if self.config.denormalise:
+            point = point * scale.square()
+        return Evidence(self.tokens.join(point), x.new_zeros(len(x), 0))
+
+    def encode(self, z: Tensor) -> Tensor:
+        """Visible tokens of both regions, embedded, through one encoder: (b, v, d)."""
+        return self.norm(self.blocks(z))
+
+    def decode(self, z: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """Encoded (.., v, d) and the places of visible and masked segments -> (.., m, p)."""
+        seen = self.narrow(z) + self.decoder_position[visible]
+        hidden = self.mask_token + self.decoder_position[masked]
+        hidden = hidden.expand(*seen.shape[:-2], *hidden.shape[-2:])
+        y = torch.cat([seen, hidden], dim=-2)
+        y = self.decoder(y.reshape(-1, *y.shape[-2:])).reshape(y.shape)
+        return self.head(self.decoder_norm(y[..., seen.shape[-2] :, :]))
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Mean squared error of the masked segments, global plus local (eqs. 1, 2)."""
+        self.check(x)
+        c, n, delta, b = self.config, self.tokens.n, self.windows.shape[1], len(x)
+        seen_g, hidden_g = random_split(b, n, masked_count(n, c.ratio), x.device)
+        seen_l, hidden_l = random_split(b, delta, masked_count(delta, c.ratio), x.device)
+        w = torch.randint(len(self.windows), (b,), device=x.device)
+        place = torch.cat([torch.arange(n, device=x.device).expand(b, n), self.windows[w]], dim=1)
+        visible = torch.cat([seen_g, n + seen_l], dim=1)
+        masked = torch.cat([hidden_g, n + hidden_l], dim=1)
+        u = self.tokens.split(x)
+        z = _take(self.embed(u), place.gather(1, visible)) + self.position[visible]
+        out = self.decode(self.encode(z), visible, masked)
+        error = (out - _take(normalise(u)[0], place.gather(1, masked))).square().mean(-1)  # (b, m)
+        global_error, local_error = error.split([hidden_g.shape[1], hidden_l.shape[1]], dim=1)
+        return global_error.mean() + c.local_weight * local_error.mean()
+
+
+def normalise(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Each segment to mean 0, variance 1 over all its leads and samples, and the deviations."""
+    deviation = (u.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()  # 1e-6: a flat segment
+    return (u - u.mean(-1, keepdim=True)) / deviation, deviation
+
+
+def _take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (b, k) of `tokens` (b, n, d): (b, k, d)."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _average_over(segment: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """For each of n segments, where it stands in `segment` and the weight of each standing.
+
+    Rows are padded to one length with weight 0, so that averaging is one gather and one sum.
+    """
+    found = [(segment == i).nonzero().flatten() for i in range(n)]
+    longest = max(len(f) for f in found)
+    slots = torch.zeros(n, longest, dtype=torch.long)
+    weights = torch.zeros(n, longest)
+    for i, f in enumerate(found):
+        slots[i, : len(f)], weights[i, : len(f)] = f, 1 / len(f)
+    return slots, weights

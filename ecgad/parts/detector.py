@@ -1,0 +1,70 @@
+"""The promise of a method: `Detector`, and what it gives back, `Evidence`.
+
+    x              (b, c, *grid)   a signal is (b, leads, time), an image (b, channels, h, w)
+    Evidence.map   (b, m, *grid)   how badly each place fits what was learned; m = c or 1
+    Evidence.whole (b, k)          what has no place, named in `Detector.whole`; k = 0 for most
+
+Higher is stranger, always. A method never turns its evidence into a score, never picks a
+threshold, and never looks at its neighbours in the batch: `score.py` and `calibrate.py` do the
+first two, and a record's evidence depends on that record and the model alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Evidence(NamedTuple):
+    map: Tensor  # (b, m, *grid)
+    whole: Tensor  # (b, k)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of learning: which parameters, by which loss, for which share of the budget."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    loss: Callable[[Tensor], Tensor]  # (b, c, *grid) of normals -> scalar
+    share: float = 1.0  # of the training budget; the shares of all stages sum to 1
+
+
+class Detector(nn.Module, ABC):
+    """What every method is: built from the shape of its input, `(c, *grid)`, and a `Config`."""
+
+    whole: ClassVar[tuple[str, ...]] = ()  # names of the columns of `Evidence.whole`
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Evidence:
+        """The evidence in `x`; deterministic, and the same for a record in any batch."""
+
+    @abstractmethod
+    def loss(self, x: Tensor) -> Tensor:
+        """A scalar over a batch of normal records; draws its masks from torch's generator."""
+
+    def stages(self) -> list[Stage]:
+        return [Stage("train", [p for p in self.parameters() if p.requires_grad], self.loss)]
+
+    def warm_up(self, batches: Iterable[Tensor]) -> None:
+        """Computes, once before the stages, what is not learned by gradient."""
+
+    def check(self, x: Tensor) -> None:
+        """Refuses what `forward` and `loss` cannot take; the first line of both."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"input of shape {tuple(x.shape)}, but this model was built for "
+                f"(batch, {', '.join(map(str, self.shape))})"
+            )
+        if not torch.compiler.is_exporting() and not bool(torch.isfinite(x).all()):
+            bad = int((~torch.isfinite(x)).sum())
+            raise ValueError(f"input holds {bad} NaN or infinite values; mask them to 0 first")

@@ -1,0 +1,136 @@
+"""What flows between the stages: a `Record` goes in, a `Result` comes out.
+
+Both are frozen. Physical quantities have no defaults: a signal without a rate or a unit is not a
+Record. Neither holds a name, a birth date or any other identity of a patient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LIMB = ("I", "II", "III", "aVR", "aVL", "aVF")
+LEADS = (*LIMB, "V1", "V2", "V3", "V4", "V5", "V6")  # the order of the standard 12-lead page
+
+FLAGGED, NOT_FLAGGED, NOT_ASSESSABLE = "flagged", "not flagged", "not assessable"
+
+_CANONICAL = {lead.upper(): lead for lead in LEADS} | {"MLI": "I", "MLII": "II", "MLIII": "III"}
+
+
+def canonical(name: str) -> str:
+    """The standard spelling of a lead's name; a name that is not standard comes back as it is.
+
+    >>> canonical("AVR"), canonical("MLII"), canonical("lead v1"), canonical("resp")
+    ('aVR', 'II', 'V1', 'resp')
+    """
+    key = name.strip().upper().removeprefix("LEAD").strip(" _-")
+    return _CANONICAL.get(key, name.strip())
+
+
+class ReadError(ValueError):
+    """A file that cannot be read: what came, what is wrong, what would do."""
+
+
+class NotMine(ReadError):
+    """This reader is not for this file; another may be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One recording as it stands in its file, in mV.
+
+    Raises `ValueError` when shapes disagree, a lead stands twice, or the rate is not positive.
+    """
+
+    signal: np.ndarray  # (leads, time) float32, mV; 0 where not valid
+    rate_hz: float
+    leads: tuple[str, ...]  # canonical names, in the order of `signal`
+    valid: np.ndarray  # (leads, time) bool: False where the file holds no sample
+    record_id: str
+    path: str = ""
+    format: str = ""
+    source_sha256: str = ""  # of the bytes that were read
+    derived: tuple[str, ...] = ()  # leads computed from others, not recorded
+    resampled_from: float | None = None  # Hz, when `rate_hz` is not the rate of the file
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.signal.shape != (len(self.leads), self.signal.shape[-1]):
+            raise ValueError(f"signal {self.signal.shape} does not fit {len(self.leads)} leads")
+        if self.valid.shape != self.signal.shape:
+            raise ValueError(f"valid {self.valid.shape} does not fit signal {self.signal.shape}")
+        if len(set(self.leads)) != len(self.leads):
+            raise ValueError(f"a lead stands twice in {self.leads}")
+        if not self.rate_hz > 0:
+            raise ValueError(f"rate_hz is {self.rate_hz}; a positive number of samples a second")
+
+    @property
+    def duration_s(self) -> float:
+        return self.signal.shape[1] / self.rate_hz
+
+    def __repr__(self) -> str:
+        return (
+            f"Record({self.record_id!r}, {len(self.leads)} leads, {self.duration_s:.1f} s, "
+            f"{self.rate_hz:g} Hz)"
+        )
+
+
+class Quality(NamedTuple):
+    """Whether a record can be judged: `ok`, `limited` (judged, with reserve) or `reject`."""
+
+    grade: str
+    reasons: tuple[str, ...]
+
+
+class Interval(NamedTuple):
+    """A strange stretch. `score` is its mean over what 99 % of normal places stay under."""
+
+    lead: str  # a lead's name, or "all" when the method does not tell leads apart
+    start_s: float
+    end_s: float
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a model says of one record. Higher is stranger, always."""
+
+    record: Record
+    score: float  # nan when not assessable
+    p_value: float | None  # share of normals at least as strange; None when not assessable
+    p_group: str  # which calibration records it was compared with
+    decision: str  # "flagged", "not flagged" or "not assessable"
+    alpha: float  # the false-alarm rate the decision was made at
+    quality: Quality
+    lead_scores: dict[str, float]
+    intervals: tuple[Interval, ...]  # strongest first
+    map: np.ndarray  # (leads, time) float32 at `map_rate_hz`; nan where not judged
+    map_leads: tuple[str, ...]
+    map_rate_hz: float
+    leads_derived: tuple[str, ...] = ()
+    model_id: str = ""
+    model_sha256: str = ""
+    seconds: float = field(default=0.0, compare=False)
+
+    def plot(self) -> Figure:
+        """A 12-lead page (25 mm/s, 10 mm/mV) with the strange stretches marked."""
+        from ecgad.report.page import draw_page
+
+        return draw_page(self)
+
+    def _repr_html_(self) -> str:
+        from ecgad.report.page import page_html
+
+        return page_html(self)
+
+    def __repr__(self) -> str:
+        p = "-" if self.p_value is None else f"{self.p_value:.3g}"
+        return (
+            f"Result({self.record.record_id!r}, score={self.score:.2f}, p_value={p}, "
+            f"{self.decision!r} at alpha={self.alpha:g})"
+        )
