@@ -1,0 +1,1 @@
+"""Known damage to put into real records: what a detector is taught, chosen and tested with."""

@@ -1,0 +1,186 @@
+"""Record -> windows: leads by name, one rate, one band, one scale, and where nothing was recorded.
+
+What is not recorded (an absent lead, a gap, a stretch that `quality.assess` refuses) becomes 0, the
+mean after scaling, and stays out of the score through `Prepared.valid`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+
+from ecgad.record import LEADS, Record
+
+_FROM_I_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How records become arrays; stored in the model's card, so that a bundle takes raw files."""
+
+    leads: tuple[str, ...] = LEADS
+    rate_hz: float = 100.0  # holds the band below
+    band_hz: tuple[float, float] = (0.5, 40.0)  # Butterworth, zero phase
+    order: int = 2  # of the Butterworth, run forward and backward
+    window_s: float = 10.0  # the length the model was built for
+    scale: str = "record"  # "record": each lead by its own mean and deviation; "train": by `mean_mv`
+    mean_mv: tuple[float, ...] = ()  # per lead, of the training records, for scale="train"
+    deviation_mv: tuple[float, ...] = ()
+    min_leads: int = 8  # fewer usable leads than this cannot be judged
+
+    def __post_init__(self) -> None:
+        low, high = self.band_hz
+        if not 0 < low < high < self.rate_hz / 2:
+            raise ValueError(f"band {self.band_hz} Hz does not lie in 0 .. {self.rate_hz / 2} Hz")
+        if self.scale not in ("record", "train"):
+            raise ValueError(f"scale is {self.scale!r}; 'record' and 'train' are known")
+        if self.scale == "train" and len(self.deviation_mv) != len(self.leads):
+            raise ValueError("scale='train' needs mean_mv and deviation_mv, one number per lead")
+
+    @property
+    def window(self) -> int:
+        return round(self.window_s * self.rate_hz)  # samples
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.leads), self.window
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A record as the model sees it."""
+
+    windows: np.ndarray  # (w, leads, window) float32
+    starts: np.ndarray  # (w,) first sample of each window
+    valid: np.ndarray  # (leads, time) bool, at the preparation's rate
+    derived: tuple[str, ...]
+
+    @property
+    def usable_leads(self) -> int:
+        """Leads of which at least half can be judged."""
+        return int((self.valid.mean(axis=1) >= 0.5).sum())
+
+
+def derive(record: Record) -> Record:
+    """Adds III, aVR, aVL and aVF where absent, from I and II (Einthoven, Goldberger)."""
+    absent = [lead for lead in _FROM_I_II if lead not in record.leads]
+    if not absent or not {"I", "II"} <= set(record.leads):
+        return record
+    pair = [record.leads.index("I"), record.leads.index("II")]
+    made = np.array([_FROM_I_II[lead] for lead in absent], np.float32) @ record.signal[pair]
+    both = np.broadcast_to(record.valid[pair].all(axis=0), made.shape)
+    return replace(
+        record,
+        signal=np.concatenate([record.signal, np.where(both, made, 0)]),
+        valid=np.concatenate([record.valid, both]),
+        leads=(*record.leads, *absent),
+        derived=(*record.derived, *absent),
+    )
+
+
+def resample(record: Record, rate_hz: float) -> Record:
+    """To another rate by a polyphase filter; the Record then says what it was resampled from."""
+    from scipy.signal import resample_poly
+
+    if record.rate_hz == rate_hz:
+        return record
+    ratio = Fraction(rate_hz / record.rate_hz).limit_denominator(1000)
+    signal = resample_poly(record.signal, ratio.numerator, ratio.denominator, axis=1)
+    last = record.signal.shape[1] - 1
+    source = np.arange(signal.shape[1]) / float(ratio)  # in samples of the original
+    near = [np.clip(f(source).astype(int), 0, last) for f in (np.floor, np.ceil)]
+    return replace(
+        record,
+        signal=signal.astype(np.float32),
+        valid=record.valid[:, near[0]] & record.valid[:, near[1]],
+        rate_hz=rate_hz,
+        resampled_from=record.rate_hz,
+    )
+
+
+def prepare(
+    record: Record, preparation: Preparation, usable: np.ndarray | None = None
+) -> Prepared:
+    """The record as windows of `preparation.shape` that between them cover all of it.
+
+    `usable` (leads, time) is what `quality.assess` leaves of `record.valid`. Windows follow one
+    another; the last one is moved back so that it ends with the record. Raises `ValueError` when
+    the record is shorter than one window or has none of the leads.
+    """
+    if record.duration_s * preparation.rate_hz < preparation.window - 0.5:
+        raise ValueError(
+            f"{record.duration_s:.1f} s long; the model needs at least {preparation.window_s:g} s"
+        )
+    keep = record.valid if usable is None else record.valid & usable
+    record = replace(record, signal=_bridge(record.signal, keep), valid=keep)
+    record = _select(resample(derive(record), preparation.rate_hz), preparation.leads)
+    signal = _scale(bandpass(record.signal, preparation), record.valid, preparation)
+    signal = np.where(record.valid, signal, 0).astype(np.float32)
+    starts = window_starts(signal.shape[1], preparation.window)
+    windows = np.stack([signal[:, s : s + preparation.window] for s in starts])
+    return Prepared(windows, starts, record.valid, record.derived)
+
+
+def window_starts(length: int, window: int) -> np.ndarray:
+    """Where windows begin that cover `length` samples: one after another, the last moved back."""
+    return np.unique(np.minimum(np.arange(0, length, window), length - window))
+
+
+def stitch(maps: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """(w, m, window) -> (m, length): windows laid at their starts, the mean where two overlap."""
+    total = np.zeros((maps.shape[1], length), np.float32)
+    count = np.zeros(length, np.float32)
+    for piece, start in zip(maps, starts, strict=True):
+        total[:, start : start + maps.shape[2]] += piece
+        count[start : start + maps.shape[2]] += 1
+    return total / count
+
+
+def bandpass(signal: np.ndarray, preparation: Preparation) -> np.ndarray:
+    """Zero-phase Butterworth along time."""
+    from scipy.signal import sosfiltfilt
+
+    sos = _butterworth(preparation.order, preparation.band_hz, preparation.rate_hz)
+    pad = min(signal.shape[1] - 1, round(preparation.rate_hz))  # 1 s, mirrored
+    return sosfiltfilt(sos, signal, axis=1, padlen=pad)
+
+
+@lru_cache
+def _butterworth(order: int, band_hz: tuple[float, float], rate_hz: float) -> np.ndarray:
+    from scipy.signal import butter
+
+    return butter(order, band_hz, btype="bandpass", fs=rate_hz, output="sos")
+
+
+def _bridge(signal: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """A straight line through each gap, so that the filter does not ring at its edges."""
+    if keep.all():
+        return signal
+    out, time = signal.copy(), np.arange(signal.shape[1])
+    for lead, ok in zip(out, keep, strict=True):
+        lead[~ok] = np.interp(time[~ok], time[ok], lead[ok]) if ok.any() else 0
+    return out
+
+
+def _select(record: Record, leads: tuple[str, ...]) -> Record:
+    """Exactly `leads`, by name; an absent one is 0 and nowhere valid."""
+    rows = [record.leads.index(lead) if lead in record.leads else None for lead in leads]
+    if all(row is None for row in rows):
+        raise ValueError(f"leads {', '.join(record.leads)}; the model knows {', '.join(leads)}")
+    nothing = np.zeros(record.signal.shape[1], np.float32)
+    signal = np.stack([nothing if r is None else record.signal[r] for r in rows])
+    valid = np.stack([nothing > 0 if r is None else record.valid[r] for r in rows])
+    return replace(record, signal=signal, valid=valid, leads=leads)
+
+
+def _scale(signal: np.ndarray, valid: np.ndarray, preparation: Preparation) -> np.ndarray:
+    if preparation.scale == "train":
+        mean = np.array(preparation.mean_mv)[:, None]
+        return (signal - mean) / np.array(preparation.deviation_mv)[:, None]
+    count = np.maximum(valid.sum(axis=1, keepdims=True), 1)
+    mean = (signal * valid).sum(axis=1, keepdims=True) / count
+    variance = (np.square(signal - mean) * valid).sum(axis=1, keepdims=True) / count
+    return (signal - mean) / np.sqrt(variance + 1e-6)  # 1e-6 mV^2: a flat lead stays flat

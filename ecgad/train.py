@@ -1,0 +1,178 @@
+"""One training loop for every method.
+
+`fit` walks through a method's stages, each with its share of the steps: AdamW, linear warm-up,
+cosine to zero. It is resumable to the step: with a checkpoint file, a killed run carries on where
+it was and ends with the same weights. Batches, masks and crops are drawn from the seed alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ecgad.parts.detector import Detector, Stage
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how a method learns; the same for all methods unless a row says otherwise."""
+
+    steps: int = 2000  # of all stages together
+    batch: int = 64  # records
+    lr: float = 1e-3  # peak; for batch 64 to 128
+    weight_decay: float = 0.05  # on matrices only
+    warm_up: float = 0.05  # share of a stage's steps
+    batches_seen: int = 16  # by `Detector.warm_up`
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop tells while it runs."""
+
+    stage: str
+    step: int
+    steps: int
+    loss: float  # mean since the last report
+    seconds: float
+    damage_auroc: float | None = None  # of held-out normals against damaged ones, when asked for
+
+
+def fit(
+    model: Detector,
+    x: np.ndarray,
+    *,
+    seed: int,
+    budget: Budget | None = None,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    report: Callable[[Progress], None] | None = None,
+    report_every: int = 100,
+    probe: Callable[[Detector], float] | None = None,
+    probe_every: int = 500,
+) -> Detector:
+    """Trains `model` on `x` (n, c, *grid), finite float32 arrays of normals, and returns it.
+
+    `probe`, called every `probe_every` steps, measures the model without labels (damage AUROC).
+    Raises `ValueError` for an empty or wrongly shaped `x`, and `FloatingPointError` when the loss
+    is no longer finite.
+    """
+    budget = budget or Budget()
+    if len(x) == 0 or x.shape[1:] != model.shape:
+        raise ValueError(f"training data of shape {x.shape}; needed (n > 0, {model.shape})")
+    model.to(device).train()
+    done = _resume(model, checkpoint, device)
+    with torch.random.fork_rng():
+        if done is None:
+            torch.manual_seed(seed)
+            model.warm_up(_warm_up_batches(x, budget, seed, device))
+        for number, stage in enumerate(model.stages()):
+            if done is not None and number < done["stage"]:
+                continue
+            state = done if done is not None and number == done["stage"] else None
+            run = _StageRun(model, stage, number, x, seed, budget, device, checkpoint)
+            run.train(state, report, report_every, probe, probe_every)
+            done = None
+    return model.eval()
+
+
+class _StageRun:
+    """One stage under way."""
+
+    def __init__(
+        self, model: Detector, stage: Stage, number: int, x: np.ndarray, seed: int,
+        budget: Budget, device: str, checkpoint: Path | None,
+    ) -> None:  # fmt: skip
+        self.model, self.stage, self.number, self.x = model, stage, number, x
+        self.seed, self.budget, self.device, self.checkpoint = seed, budget, device, checkpoint
+        self.steps = max(round(budget.steps * stage.share), 1)
+        self.optimizer = torch.optim.AdamW(
+            _decay_groups(stage.parameters, budget.weight_decay), lr=budget.lr, betas=(0.9, 0.95)
+        )
+
+    def train(
+        self,
+        state: dict | None,
+        report: Callable[[Progress], None] | None,
+        report_every: int,
+        probe: Callable[[Detector], float] | None,
+        probe_every: int,
+    ) -> None:
+        first = 0
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            first = state["step"]
+        started, losses = time.monotonic(), []
+        for step in range(first, self.steps):
+            losses.append(self._step(step))
+            if (step + 1) % probe_every and (step + 1) % report_every and step + 1 < self.steps:
+                continue
+            probed = None
+            if probe and ((step + 1) % probe_every == 0 or step + 1 == self.steps):
+                probed = probe(self.model)
+                self.model.train()
+            if report:
+                seconds, loss = time.monotonic() - started, sum(losses) / len(losses)
+                report(Progress(self.stage.name, step + 1, self.steps, loss, seconds, probed))
+            losses = []
+            self._save(step + 1)
+
+    def _step(self, step: int) -> float:
+        rng = np.random.default_rng((self.seed, self.number, step))  # resuming draws the same
+        torch.manual_seed(int(rng.integers(2**62)))
+        index = rng.choice(len(self.x), self.budget.batch, replace=len(self.x) < self.budget.batch)
+        batch = torch.from_numpy(self.x[np.sort(index)].astype(np.float32)).to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.budget.lr * _schedule(step, self.steps, self.budget.warm_up)
+        loss = self.stage.loss(batch)
+        if not math.isfinite(value := loss.item()):
+            raise FloatingPointError(f"loss is {value} at step {step + 1} of {self.stage.name!r}")
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return value
+
+    def _save(self, step: int) -> None:
+        if self.checkpoint is None:
+            return
+        state = {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "stage": self.number, "step": step,
+        }  # fmt: skip
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.checkpoint)
+
+
+def _resume(model: Detector, checkpoint: Path | None, device: str) -> dict | None:
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    state = torch.load(checkpoint, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    return state
+
+
+def _warm_up_batches(x: np.ndarray, budget: Budget, seed: int, device: str) -> Iterator[Tensor]:
+    order = np.random.default_rng((seed, 2**31)).permutation(len(x))
+    for start in range(0, min(len(x), budget.batches_seen * budget.batch), budget.batch):
+        rows = np.sort(order[start : start + budget.batch])
+        yield torch.from_numpy(x[rows].astype(np.float32)).to(device)
+
+
+def _decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only: none on biases, norms and vectors."""
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _schedule(step: int, steps: int, warm_up: float) -> float:
+    rising = min(1.0, (step + 1) / max(warm_up * steps, 1))
+    return rising * 0.5 * (1 + math.cos(math.pi * step / steps))
