@@ -1,0 +1,432 @@
+"""WFDB: a text header (.hea) beside its signal files (.dat, .mat), as PhysioNet keeps them.
+
+The header is parsed here, because `wfdb` misreads or refuses some that are common and clear (the
+CinC challenges put a date where a time is expected) and fills in what is missing without a word.
+Then there are two ways to the samples:
+
+    plain   one file, format 16, one sample a frame, no skew: numpy, some ten times faster
+    other   212, 8, 24, 32, 80, FLAC, several files, skew ...: `wfdb.rdrecord`, on a clean copy;
+            multi-segment records: `wfdb.rdrecord`, where they stand
+
+Both give counts, and one function turns counts into mV. WFDB has defaults for what a header leaves
+out. Only one is taken: no unit means mV, and the record says so. No rate, no gain, or a unit that
+is not a voltage is a `ReadError`: a signal of unknown size or speed cannot be judged.
+
+Standard: header(5) and signal(5) of the WFDB Applications Guide. The comments of a header may hold
+age, sex and history; they are not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import re
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ecgad.record import LEADS, NotMine, ReadError, Record, canonical
+
+_MV = {"mv": 1.0, "millivolt": 1.0, "millivolts": 1.0, "v": 1e3, "volt": 1e3, "volts": 1e3}
+_MV |= {"uv": 1e-3, "μv": 1e-3, "microvolt": 1e-3, "microvolts": 1e-3, "nv": 1e-6}  # noqa: RUF001
+
+# Bytes a sample takes, and the count that means "no sample here" (signal(5)).
+_BYTES = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, "212": 1.5}
+_BYTES |= {"310": 4 / 3, "311": 4 / 3}
+_INVALID = {"16": -(2**15), "61": -(2**15), "160": -(2**15), "212": -(2**11), "24": -(2**23)}
+_INVALID |= {"32": -(2**31), "80": -(2**7), "310": -(2**9), "311": -(2**9)}
+_INVALID |= {"508": -(2**7), "516": -(2**15), "524": -(2**23)}
+_FORMATS = {*_BYTES, "508", "516", "524"}  # the last three are FLAC
+
+_SIGNAL = re.compile(r"(\S+)\s+(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?(?:\s+(.*))?$")
+_GAIN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\(([-+]?\d+)\))?(?:/(\S+))?$")
+_RATE = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+class Channel(NamedTuple):
+    """One signal line of a header."""
+
+    file: str
+    format: str
+    per_frame: int  # samples in each frame
+    skew: int  # frames
+    offset: int  # bytes before the first sample
+    gain: float  # counts a unit; 0 where the header states none
+    baseline: int  # the count at 0 units
+    unit: str  # "" where the header states none
+    first: int  # the first count
+    checksum: int | None  # 16-bit sum of all counts
+    name: str
+
+
+@dataclass(frozen=True)
+class Header:
+    name: str
+    segments: int  # 0 for an ordinary record
+    rate_hz: float  # frames a second
+    frames: int | None  # None where the header states none
+    channels: tuple[Channel, ...]
+    parts: tuple[str, ...]  # the names of the segments
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Marks that people or programs put on a record, in time order."""
+
+    seconds: np.ndarray  # (n,) float64, from the start of the record
+    symbols: tuple[str, ...]  # WFDB codes: "N" a beat seen as normal, "V" ventricular, "+" rhythm
+    notes: tuple[str, ...]  # such as "(AFIB" beside a "+"; "" for most
+
+
+def read(path: Path) -> Record:
+    """The record of a header, of a signal file beside its header, or of a path without ending.
+
+    Raises `NotMine` when there is no header, `ReadError` when there is one that cannot be used.
+    """
+    place = header_of(path)
+    try:
+        source = place.read_bytes()
+        header = parse_header(source)
+        if header.segments:
+            return _read_segments(header, source, place, path)
+        return _read_signals(header, source, place, path)
+    except ReadError as error:
+        raise ReadError(f"{path}: {error}") from error
+
+
+def read_annotations(path: str | Path, extension: str = "atr") -> Annotations:
+    """The annotation file of a record, such as `208.atr` beside `208.hea`.
+
+    Raises `ReadError` when there is none, or when it cannot be read.
+    """
+    place = header_of(Path(path))
+    stem = place.with_suffix("")
+    if not stem.with_name(f"{stem.name}.{extension}").is_file():
+        raise ReadError(f"{path}: no annotations {stem.name}.{extension} beside {place.name}")
+    rate_hz = parse_header(place.read_bytes()).rate_hz
+    try:
+        found = _wfdb().rdann(str(stem), extension)
+    except Exception as error:
+        raise ReadError(f"{path}: {stem.name}.{extension} cannot be read: {error}") from error
+    notes = tuple(note.strip("\0 ") for note in found.aux_note or [])
+    return Annotations(found.sample / (found.fs or rate_hz), tuple(found.symbol or []), notes)
+
+
+def header_of(path: Path) -> Path:
+    """Where the header of `path` stands."""
+    if path.suffix.lower() == ".hea":
+        if not path.is_file():
+            raise NotMine("no such file")
+        return path
+    beside = [path.with_name(f"{path.name}.hea"), path.with_suffix(".hea")]
+    place = next((p for p in beside if p.is_file()), None)
+    if place is None:
+        raise NotMine(f"a WFDB signal file needs its header {beside[1].name} beside it")
+    if path.is_file() and path.name not in mentioned(place.read_bytes()):
+        raise NotMine(f"{place.name} beside it does not name {path.name} as its signal file")
+    return place
+
+
+def mentioned(source: bytes) -> set[str]:
+    """The signal files that a header names, or the headers of its segments. Never raises."""
+    words = [line.split() for _, line in _lines(source)]
+    if not words:
+        return set()
+    ending = ".hea" if "/" in words[0][0] else ""
+    return {word[0] + ending for word in words[1:]}
+
+
+def parse_header(source: bytes) -> Header:
+    """The content of a .hea file, without its comments. Raises `ReadError` naming the line."""
+    if not source.strip():
+        raise ReadError(
+            f"the header is empty ({len(source)} bytes); "
+            "one starts with name, number of signals, rate and samples: 100 12 500 5000"
+        )
+    if b"\0" in source:
+        raise ReadError("the header is not text; a WFDB header is")
+    lines = _lines(source)
+    if not lines:
+        raise ReadError("the header holds nothing but comments")
+    name, segments, signals, rate_hz, frames = _record_line(*lines[0])
+    if len(lines) - 1 != (segments or signals):
+        what = f"{segments} segments" if segments else f"{signals} signals"
+        raise ReadError(f"the header says {what}, but {len(lines) - 1} lines follow for them")
+    if segments:
+        parts = tuple(line.split()[0] for _, line in lines[1:])
+        return Header(name, segments, rate_hz, frames, (), parts)
+    channels = tuple(_signal_line(*line, i) for i, line in enumerate(lines[1:]))
+    return Header(name, 0, rate_hz, frames, channels, ())
+
+
+def _lines(source: bytes) -> list[tuple[int, str]]:
+    """Lines that are neither blank nor comment, with their numbers."""
+    try:
+        text = source.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = source.decode("latin-1")
+    stripped = ((i, line.strip()) for i, line in enumerate(text.splitlines(), 1))
+    return [(i, line) for i, line in stripped if line and line[0] != "#"]
+
+
+def _record_line(number: int, line: str) -> tuple[str, int, int, float, int | None]:
+    words = line.split()
+    name, _, segments = words[0].partition("/")
+    if len(words) < 2 or not words[1].isdecimal() or not (segments or "0").isdecimal():
+        raise _fault(number, line, "is no record line: name, number of signals, rate, samples")
+    if int(words[1]) == 0:
+        raise _fault(number, line, "says that there are 0 signals; at least 1 is needed")
+    rate = _RATE.match(words[2]) if len(words) > 2 else None
+    if rate is None or not float(rate[0]) > 0:
+        raise _fault(number, line, "states no sampling rate; it is the third word, in Hz")
+    frames = int(words[3]) if len(words) > 3 and words[3].isdecimal() else 0
+    return name, int(segments or 0), int(words[1]), float(rate[0]), frames or None
+
+
+def _signal_line(number: int, line: str, index: int) -> Channel:
+    found = _SIGNAL.match(line)
+    if found is None or found[2] not in _FORMATS:
+        raise _fault(number, line, "is no signal line: file, format (16, 212 ...), gain ...")
+    words = (found[6] or "").split(None, 6)  # gain, resolution, zero, first, checksum, block, name
+    gain = _GAIN.match(words[0] if words else "0")
+    if gain is None:
+        raise _fault(number, line, f"has {words[0]!r} for a gain, such as 1000(0)/mV")
+    try:
+        numbers = [int(word) for word in words[1:6]]
+    except ValueError as error:
+        raise _fault(number, line, "has a word where a number is expected") from error
+    _, zero, first, checksum, _ = numbers + [None] * (5 - len(numbers))
+    return Channel(
+        file=found[1],
+        format=found[2],
+        per_frame=int(found[3] or 1),
+        skew=int(found[4] or 0),
+        offset=int(found[5] or 0),
+        gain=float(gain[1]),
+        baseline=int(gain[2] or zero or 0),
+        unit=gain[3] or "",
+        first=first or zero or 0,
+        checksum=checksum,
+        name=words[6] if len(words) > 6 else f"channel {index + 1}",
+    )
+
+
+def _fault(number: int, line: str, reason: str) -> ReadError:
+    return ReadError(f"header line {number} {line[:80]!r} {reason}")
+
+
+def _read_signals(header: Header, source: bytes, place: Path, path: Path) -> Record:
+    files = {name: _bytes_of(place.parent / name) for name in {c.file: 0 for c in header.channels}}
+    frames, remarks = _frames(header, files)
+    counts = (_plain if _is_plain(header) else _other)(header, files, frames)
+    if frames == header.frames:
+        remarks += _checksums(header.channels, counts)
+    return _record(header, counts, path, remarks, _sha256(source, *files.values()))
+
+
+def _read_segments(header: Header, source: bytes, place: Path, path: Path) -> Record:
+    """A record in segments, `wfdb` putting them together: NaN where a segment lacks a lead."""
+    read = [source]
+    uncalibrated = set()
+    for name in header.parts:
+        if name == "~":  # a gap
+            continue
+        read.append(_bytes_of(place.with_name(f"{name}.hea")))
+        channels = parse_header(read[-1]).channels
+        uncalibrated |= {c.name for c in channels if c.gain == 0}
+        read += [_bytes_of(place.with_name(f)) for f in {c.file: 0 for c in channels} if f != "~"]
+    try:
+        found: Any = _wfdb().rdrecord(str(place.with_suffix("")), smooth_frames=False)
+    except Exception as error:
+        raise ReadError(f"wfdb cannot put the segments together: {error}") from error
+    values = found.e_p_signal
+    frames = header.frames or min(map(len, values))
+    about = zip(values, found.units, found.sig_name, strict=True)
+    channels = tuple(
+        Channel(
+            "", "", len(x) // frames, 0, 0, float(name not in uncalibrated), 0, unit, 0, None, name
+        )
+        for x, unit, name in about
+    )
+    header = replace(header, channels=channels)
+    return _record(header, values, path, [], _sha256(*read))
+
+
+def _record(
+    header: Header, counts: Sequence[np.ndarray], path: Path, remarks: list[str], sha256: str
+) -> Record:
+    """Counts of each channel, (frames * per_frame,), to mV."""
+    keep, names, scale, more = _calibrations(header.channels)
+    rate_hz, fast_hz = (
+        header.rate_hz * f(c.per_frame for c in header.channels) for f in (min, max)
+    )
+    if fast_hz > rate_hz:
+        more.append(f"channels of {fast_hz:g} Hz were averaged down to {rate_hz:g} Hz")
+    signal = np.empty((len(keep), min(map(len, counts))), np.float32)
+    valid = np.ones(signal.shape, bool)
+    for row, i in enumerate(keep):
+        _to_mv(counts[i], header.channels[i], scale[row], signal[row], valid[row])
+    return Record(
+        signal=signal,
+        rate_hz=rate_hz,
+        leads=names,
+        valid=valid,
+        record_id=header.name,
+        path=str(path),
+        format="wfdb",
+        source_sha256=sha256,
+        resampled_from=fast_hz if fast_hz > rate_hz else None,
+        warnings=(*remarks, *more),
+    )
+
+
+def _to_mv(
+    counts: np.ndarray, channel: Channel, scale: float, signal: np.ndarray, valid: np.ndarray
+) -> None:
+    """Fill a row of `signal` with mV, and of `valid` with False where there is no sample."""
+    missing = counts == _INVALID.get(channel.format)
+    values = np.subtract(counts, channel.baseline, dtype=np.float64)
+    values /= scale
+    values[missing] = np.nan
+    if len(values) > len(signal):
+        values = values.reshape(len(signal), -1).mean(1)
+    np.isfinite(values, out=valid)
+    values[~valid] = 0
+    signal[:] = values
+
+
+def _wfdb() -> Any:
+    """The library. To import it sets off a deprecation warning inside of pandas."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("wfdb")
+
+
+def _sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _bytes_of(place: Path) -> bytes:
+    try:
+        return place.read_bytes()
+    except FileNotFoundError:
+        raise ReadError(f"the file {place.name!r} that its header names is not there") from None
+
+
+def _frames(header: Header, files: dict[str, bytes]) -> tuple[int, list[str]]:
+    """How many frames can be read, and a warning when the header says another number."""
+    there = min(_frames_in(header, name, data) for name, data in files.items())
+    stated = header.frames
+    if there < 1:
+        raise ReadError(f"{' and '.join(files)}: no sample inside; the header says {stated or '?'}")
+    if there == math.inf:  # FLAC: only decoding tells
+        return stated or 0, []
+    if stated is None or there == stated:
+        return int(there), []
+    if there < stated:
+        return int(there), [f"truncated: {stated - there} of {stated} samples are missing"]
+    return stated, [f"the file holds {there - stated} samples more than the {stated} of its header"]
+
+
+def _frames_in(header: Header, name: str, data: bytes) -> float:
+    channels = [c for c in header.channels if c.file == name]
+    size = _BYTES.get(channels[0].format)
+    if size is None:
+        return math.inf if data else 0
+    samples = math.floor((len(data) - channels[0].offset) / size + 1e-9)
+    return samples // sum(c.per_frame for c in channels)
+
+
+def _is_plain(header: Header) -> bool:
+    first = header.channels[0]
+    return first[1:4] == ("16", 1, 0) and all(c[:5] == first[:5] for c in header.channels)
+
+
+def _plain(header: Header, files: dict[str, bytes], frames: int) -> list[np.ndarray]:
+    n, first = len(header.channels), header.channels[0]
+    counts = np.frombuffer(files[first.file], "<i2", n * frames, first.offset)
+    return list(np.ascontiguousarray(counts.reshape(frames, n).T))  # leads of (time,)
+
+
+def _other(header: Header, files: dict[str, bytes], frames: int) -> Sequence[np.ndarray]:
+    """Counts of each channel from `wfdb`, which gets a copy with a header it cannot refuse."""
+    names = {name: f"f{i}.dat" for i, name in enumerate(files)}
+    lines = [f"r {len(header.channels)} {header.rate_hz:.17g} {frames or ''}"]
+    lines += [
+        f"{names[c.file]} {c.format}x{c.per_frame}:{c.skew}+{c.offset} 1(0)/mV 0 0 {c.first} 0 0 s"
+        for c in header.channels
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            Path(folder, names[name]).write_bytes(data)
+        Path(folder, "r.hea").write_text("\n".join(lines) + "\n")
+        try:
+            found: Any = _wfdb().rdrecord(f"{folder}/r", smooth_frames=False)
+        except Exception as error:
+            raise ReadError(f"wfdb cannot read {' and '.join(files)}: {error}") from error
+    values = zip(found.e_p_signal, header.channels, strict=True)  # counts: the copy's gain is 1
+    return [np.nan_to_num(x, nan=_INVALID.get(c.format, 0)).astype(np.int64) for x, c in values]
+
+
+def _checksums(channels: Sequence[Channel], counts: Sequence[np.ndarray]) -> list[str]:
+    """A header whose sums are all 0 states none; a skewed signal has lost its ends."""
+    stated = [c.checksum for c in channels]
+    if not any(stated) or any(c.skew for c in channels):
+        return []
+    pairs = zip(channels, counts, strict=True)
+    differ = [
+        canonical(c.name)
+        for c, x in pairs
+        if c.checksum is not None and (int(x.sum(dtype=np.int64)) - c.checksum) % 65536
+    ]
+    if not differ:
+        return []
+    return [f"checksum of {', '.join(differ)}: the samples are not those the header was made for"]
+
+
+def _calibrations(
+    channels: Sequence[Channel],
+) -> tuple[list[int], tuple[str, ...], list[float], list[str]]:
+    """Which channels are voltages, their names, counts a mV, and what to warn of."""
+    keep, names, scale, silent, remarks = [], [], [], [], []
+    for i, c in enumerate(channels):
+        name, unit = canonical(c.name), _MV.get((c.unit or "mV").casefold())
+        if fault := _not_in_mv(c, unit):
+            if name in LEADS:
+                raise ReadError(f"lead {name} {fault}")
+            remarks.append(f"{name} {fault}: left out")
+            continue
+        if not c.unit:
+            silent.append(name)
+        if name in names:
+            remarks.append(f"a second {name} is kept as {_other_name(name, names)}")
+            name = _other_name(name, names)
+        keep.append(i)
+        names.append(name)
+        scale.append(c.gain / (unit or 1))
+    if not keep:
+        raise ReadError("; ".join(remarks))
+    if silent:
+        remarks.append(f"no unit in the header for {', '.join(silent)}: mV, the WFDB standard's")
+    return keep, tuple(names), scale, remarks
+
+
+def _not_in_mv(channel: Channel, unit: float | None) -> str:
+    if channel.gain == 0 or not math.isfinite(channel.gain):
+        return "has no gain, so its counts cannot be turned into mV; give it as counts/unit"
+    if unit is None:
+        return f"is in {channel.unit!r}, not in mV, uV, nV or V; correct the header's unit"
+    return ""
+
+
+def _other_name(name: str, taken: Iterable[str]) -> str:
+    return next(other for i in range(2, 10_000) if (other := f"{name}_{i}") not in taken)
