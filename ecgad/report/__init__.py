@@ -1,0 +1,71 @@
+"""6 REPORT: a result or a screening, as a clinician reads it. Here: the words that all forms share.
+
+No form says more than the model can know: a record is "flagged", or "no anomaly flagged" at the
+false-alarm rate asked for, or "not assessable". None names a finding.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ecgad.record import FLAGGED, NOT_FLAGGED, Interval
+
+DISCLAIMER = "model highlight, not a diagnosis · research aid, not a medical device"
+
+
+def decision_words(decision: str, alpha: float, reasons: tuple[str, ...] = ()) -> str:
+    """
+    >>> decision_words("not flagged", 0.05)
+    'no anomaly flagged at alpha = 0.05'
+    """
+    if decision == FLAGGED:
+        return f"flagged at alpha = {alpha:g}"
+    if decision == NOT_FLAGGED:
+        return f"no anomaly flagged at alpha = {alpha:g}"
+    return "not assessable" + (f": {'; '.join(reasons)}" if reasons else "")
+
+
+def interval_words(lead: str, start_s: float, end_s: float) -> str:
+    """
+    >>> interval_words("V2", 3.1, 3.94), interval_words("all", 0, 1)
+    ('V2 3.1–3.9 s', 'all leads 0.0–1.0 s')
+    """
+    return f"{'all leads' if lead == 'all' else lead} {start_s:.1f}–{end_s:.1f} s"
+
+
+def p_words(p_value: float | None) -> str:
+    """What a conformal p-value promises, rounded up so that the promise holds.
+
+    >>> p_words(1 / 251)
+    '0.00398: at most 4 in 1,000 records like those of the calibration come out this strange'
+    """
+    if p_value is None:
+        return "none: the record was not judged"
+    in_1000 = math.ceil(round(p_value * 10_000, 6)) / 10
+    return (
+        f"{p_value:.3g}: at most {in_1000:g} in 1,000 records like those of the calibration "
+        "come out this strange"
+    )
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """`value` as text, and a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def strength(score: float) -> float:
+    """How strongly a place is coloured, 0 to 1: doubling the score adds a third, from 0.5 to 4.
+
+    >>> [round(strength(s), 2) for s in (0.5, 1, 2, 4, 9)]
+    [0.0, 0.33, 0.67, 1.0, 1.0]
+    """
+    if not score > 0:
+        return 0.0
+    return min(max((1 + math.log2(score)) / 3, 0.0), 1.0)
+
+
+def strongest(intervals: tuple[Interval, ...], count: int = 3) -> str:
+    """The first few intervals in one line of words, and how many more there are."""
+    words = [f"{interval_words(*i[:3])} ({i.score:.1f}×)" for i in intervals[:count]]
+    more = [f"and {len(intervals) - count} more"] if len(intervals) > count else []
+    return ", ".join(words + more)
