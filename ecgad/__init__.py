@@ -1,7 +1,23 @@
 """`ecgad` learns what a normal ECG looks like and tells how strange a new one is, and where.
 
-    file --read--> Record --prepare--> array --method--> Evidence
-         --score--> number --calibrate--> p-value, decision --report--> what a clinician reads
+file --read--> Record --prepare--> array --method--> Evidence
+     --score--> number --calibrate--> p-value, decision --report--> what a clinician reads
+
+record = ecgad.read("ecg.hea")        # Record: mV, leads by name
+result = ecgad.load().score(record)   # Result: score, p_value, decision, intervals, map
+table = ecgad.screen("archive/", out="results/")
+model = ecgad.train("mmae", records, seed=0)
 """
 
 __version__ = "0.1.0"
+
+from ecgad.record import Interval, NotMine, Quality, ReadError, Record, Result  # isort: skip
+from ecgad.read import read  # isort: skip
+from ecgad.bundle import Bundle, load  # isort: skip
+from ecgad.learn import train  # isort: skip
+from ecgad.screen import screen  # isort: skip
+
+__all__ = [
+    "Bundle", "Interval", "NotMine", "Quality", "ReadError", "Record", "Result",
+    "__version__", "load", "read", "screen", "train",
+]  # fmt: skip

@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ecgad.parts.detector import Detector, Stage
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ecgad.parts.detector import Detector, Stage
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def fit(
     Raises `ValueError` for an empty or wrongly shaped `x`, and `FloatingPointError` when the loss
     is no longer finite.
     """
+    import torch
+
     budget = budget or Budget()
     if len(x) == 0 or x.shape[1:] != model.shape:
         raise ValueError(f"training data of shape {x.shape}; needed (n > 0, {model.shape})")
@@ -89,6 +94,8 @@ class _StageRun:
         self, model: Detector, stage: Stage, number: int, x: np.ndarray, seed: int,
         budget: Budget, device: str, checkpoint: Path | None,
     ) -> None:  # fmt: skip
+        import torch
+
         self.model, self.stage, self.number, self.x = model, stage, number, x
         self.seed, self.budget, self.device, self.checkpoint = seed, budget, device, checkpoint
         self.steps = max(round(budget.steps * stage.share), 1)
@@ -124,6 +131,8 @@ class _StageRun:
             self._save(step + 1)
 
     def _step(self, step: int) -> float:
+        import torch
+
         rng = np.random.default_rng((self.seed, self.number, step))  # resuming draws the same
         torch.manual_seed(int(rng.integers(2**62)))
         index = rng.choice(len(self.x), self.budget.batch, replace=len(self.x) < self.budget.batch)
@@ -141,6 +150,8 @@ class _StageRun:
     def _save(self, step: int) -> None:
         if self.checkpoint is None:
             return
+        import torch
+
         state = {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "stage": self.number, "step": step,
@@ -153,12 +164,16 @@ class _StageRun:
 def _resume(model: Detector, checkpoint: Path | None, device: str) -> dict | None:
     if checkpoint is None or not checkpoint.exists():
         return None
+    import torch
+
     state = torch.load(checkpoint, map_location=device, weights_only=True)
     model.load_state_dict(state["model"])
     return state
 
 
 def _warm_up_batches(x: np.ndarray, budget: Budget, seed: int, device: str) -> Iterator[Tensor]:
+    import torch
+
     order = np.random.default_rng((seed, 2**31)).permutation(len(x))
     for start in range(0, min(len(x), budget.batches_seen * budget.batch), budget.batch):
         rows = np.sort(order[start : start + budget.batch])

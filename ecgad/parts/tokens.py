@@ -46,6 +46,7 @@ class Tokens:
             raise ValueError(f"local region {tuple(size)} does not fit the tokens {self.grid}")
         index = torch.arange(self.n).reshape(self.grid)
         corners = product(*(range(g - s + 1) for g, s in zip(self.grid, size, strict=True)))
-        blocks = [index[tuple(slice(o, o + s) for o, s in zip(c, size, strict=True))]
-                  for c in corners]
+        blocks = [
+            index[tuple(slice(o, o + s) for o, s in zip(c, size, strict=True))] for c in corners
+        ]
         return torch.stack([block.flatten() for block in blocks])

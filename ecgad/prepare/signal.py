@@ -26,7 +26,9 @@ class Preparation:
     band_hz: tuple[float, float] = (0.5, 40.0)  # Butterworth, zero phase
     order: int = 2  # of the Butterworth, run forward and backward
     window_s: float = 10.0  # the length the model was built for
-    scale: str = "record"  # "record": each lead by its own mean and deviation; "train": by `mean_mv`
+    scale: str = (
+        "record"  # "record": each lead by its own mean and deviation; "train": by `mean_mv`
+    )
     mean_mv: tuple[float, ...] = ()  # per lead, of the training records, for scale="train"
     deviation_mv: tuple[float, ...] = ()
     min_leads: int = 8  # fewer usable leads than this cannot be judged
@@ -101,9 +103,7 @@ def resample(record: Record, rate_hz: float) -> Record:
     )
 
 
-def prepare(
-    record: Record, preparation: Preparation, usable: np.ndarray | None = None
-) -> Prepared:
+def prepare(record: Record, preparation: Preparation, usable: np.ndarray | None = None) -> Prepared:
     """The record as windows of `preparation.shape` that between them cover all of it.
 
     `usable` (leads, time) is what `quality.assess` leaves of `record.valid`. Windows follow one

@@ -1,0 +1,258 @@
+"""The model file: a folder that scores any raw recording, or refuses with a reason.
+
+    my-model/  card.json  weights.safetensors  model.onnx  README.md
+
+`card.json` holds all that a score needs beside the weights: method and settings, preparation, the
+rule that makes a score, the calibration scores, what the model was trained on and its licence.
+Nothing is ever unpickled, and scoring needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ecgad import __version__
+from ecgad.calibrate import Calibration, check_alpha, decide
+from ecgad.export import Run, run_onnx
+from ecgad.prepare.quality import assess
+from ecgad.prepare.signal import Preparation, Prepared, prepare, stitch
+from ecgad.record import NOT_ASSESSABLE, Quality, Record, Result
+from ecgad.score import Rule, features, intervals, lead_scores, row_validity, score
+
+if TYPE_CHECKING:
+    from ecgad.parts.detector import Detector
+
+SCHEMA = 1  # of card.json
+SHIPPED = Path(__file__).parent / "models" / "mmae-12lead"
+_FILES = ("card.json", "weights.safetensors", "model.onnx")
+
+
+class Bundle:
+    """A trained model with its card. Made by `load` or `train`."""
+
+    def __init__(self, card: dict[str, Any], run: Run, *, folder: Path | None = None) -> None:
+        if card.get("schema") != SCHEMA:
+            raise ValueError(f"card.json has schema {card.get('schema')}; this version reads 1")
+        self.card, self.run, self.folder = card, run, folder
+        self.preparation = Preparation(**_tuples(card["preparation"]))
+        self.rule = Rule.from_json(card["rule"])
+        self.calibration = Calibration.from_json(card["calibration"])
+        self.detector: Detector | None = None  # only where torch trained it in this process
+
+    @property
+    def id(self) -> str:
+        return self.card["id"]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the card, which names the weights by their own sums."""
+        import hashlib
+
+        text = json.dumps(self.card, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.id!r}, {self.card['method']}, {len(self.preparation.leads)} leads)"
+
+    def score(self, record: Record, *, alpha: float = 0.05) -> Result:
+        """What is strange in `record`; never an exception for what the record holds.
+
+        Raises `ValueError` when `alpha` is not between 0 and 1, or smaller than the smallest
+        p-value that the calibration set can give.
+        """
+        check_alpha(alpha, min(map(len, self.calibration.groups.values())))
+        started = time.perf_counter()
+        assessment = assess(record)
+        quality = assessment.quality
+        if quality.grade == "reject":
+            return self._refused(record, quality, alpha, started)
+        try:
+            prepared = prepare(record, self.preparation, assessment.usable)
+        except ValueError as error:
+            reasons = (*quality.reasons, str(error))
+            return self._refused(record, Quality("reject", reasons), alpha, started)
+        if prepared.usable_leads < self.preparation.min_leads:
+            reason = (
+                f"{prepared.usable_leads} of {len(self.preparation.leads)} leads can be judged; "
+                f"the model needs {self.preparation.min_leads}"
+            )
+            quality = Quality("reject", (*quality.reasons, reason))
+            return self._refused(record, quality, alpha, started, prepared.derived)
+        return self._judged(record, quality, prepared, alpha, started)
+
+    def score_many(self, records: list[Record], *, alpha: float = 0.05) -> list[Result]:
+        return [self.score(record, alpha=alpha) for record in records]
+
+    def evidence(self, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+        """Map (m, time) and `whole` (k,) of a record: windows one by one, stitched together.
+
+        One window at a time, so that a record's numbers are the same to the last bit in any crowd.
+        """
+        pieces = [self.run(window[None]) for window in prepared.windows]
+        maps = np.concatenate([map for map, _ in pieces])
+        whole = np.concatenate([whole for _, whole in pieces]).mean(axis=0)
+        return stitch(maps, prepared.starts, prepared.valid.shape[1]), whole
+
+    def score_prepared(self, prepared: Prepared) -> float:
+        map, whole = self.evidence(prepared)
+        valid = row_validity(prepared.valid, len(map))
+        return score(features(map, valid, whole, tuple(self.card["whole"])), self.rule)
+
+    def _judged(
+        self, record: Record, quality: Quality, prepared: Prepared, alpha: float, started: float
+    ) -> Result:
+        map, whole = self.evidence(prepared)
+        valid = row_validity(prepared.valid, len(map))
+        leads = self.preparation.leads if len(map) == len(prepared.valid) else ("all",)
+        value = score(features(map, valid, whole, tuple(self.card["whole"])), self.rule)
+        group = group_name(prepared)
+        p_value = self.calibration.p_value(value, group)
+        rows = lead_scores(map, valid, self.rule)
+        rate_hz = self.preparation.rate_hz
+        return Result(
+            record=record,
+            score=value,
+            p_value=p_value,
+            p_group=group,
+            decision=decide(p_value, alpha),
+            alpha=alpha,
+            quality=quality,
+            lead_scores={k: float(v) for k, v in zip(leads, rows, strict=True) if math.isfinite(v)},
+            intervals=intervals(
+                map, valid, self.rule, leads, rate_hz, smooth=self.card["smooth_s"] * rate_hz
+            ),
+            map=np.where(valid, map, np.nan).astype(np.float32),
+            map_leads=leads,
+            map_rate_hz=rate_hz,
+            leads_derived=prepared.derived,
+            model_id=self.id,
+            model_sha256=self.sha256,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _refused(
+        self, record: Record, quality: Quality, alpha: float, started: float,
+        derived: tuple[str, ...] = (),
+    ) -> Result:  # fmt: skip
+        return Result(
+            record=record, score=math.nan, p_value=None, p_group="", decision=NOT_ASSESSABLE,
+            alpha=alpha, quality=quality, lead_scores={}, intervals=(),
+            map=np.zeros((0, 0), np.float32), map_leads=(), map_rate_hz=self.preparation.rate_hz,
+            leads_derived=derived, model_id=self.id, model_sha256=self.sha256,
+            seconds=time.perf_counter() - started,
+        )  # fmt: skip
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes card, weights, ONNX file and model card into `folder`; see `write`."""
+        if self.detector is not None:
+            return write(self.card, self.detector, Path(folder))
+        if self.folder is None:
+            raise ValueError("this bundle has neither a folder nor a torch model to be saved from")
+        return _copy(self.folder, Path(folder))
+
+
+def group_name(prepared: Prepared) -> str:
+    """The calibration stratum: how many of the model's leads can be judged."""
+    return f"{prepared.usable_leads} of {len(prepared.valid)} leads"
+
+
+def load(path: str | Path | None = None, *, runtime: str = "onnx", device: str = "cpu") -> Bundle:
+    """The bundle in folder `path`, or the one that ships with the package.
+
+    `runtime="torch"` runs the weights in torch (on `device`) instead of ONNX Runtime. Raises
+    `ValueError` when a file is missing or is not the one that the card names.
+    """
+    folder = SHIPPED if path is None else Path(path)
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} is not a bundle: {', '.join(missing)} is not there")
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    for name, key in (("weights.safetensors", "weights_sha256"), ("model.onnx", "onnx_sha256")):
+        if card.get(key) != (found := file_sha256(folder / name)):
+            raise ValueError(
+                f"{folder / name} is not the file that card.json names (sha256 {found[:12]}..., "
+                f"expected {str(card.get(key))[:12]}...): run `ecgad export {folder}` or copy anew"
+            )
+    if runtime == "onnx":
+        return Bundle(card, run_onnx(folder / "model.onnx"), folder=folder)
+    if runtime != "torch":
+        raise ValueError(f"runtime {runtime!r}; 'onnx' and 'torch' are known")
+    from ecgad.export import run_torch
+
+    return Bundle(card, run_torch(load_detector(folder), device), folder=folder)
+
+
+def load_detector(folder: Path) -> Detector:
+    """The torch model of a bundle."""
+    from safetensors.torch import load_file
+
+    from ecgad.methods import build
+
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    model = build(card["method"], tuple(card["shape"]), _tuples(card["config"]))
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    return model.eval()
+
+
+def write(card: dict[str, Any], model: Detector, folder: Path) -> Path:
+    """A bundle on disk: weights, ONNX (checked against torch), card, and a README made from it."""
+    from safetensors.torch import save_file
+
+    from ecgad.export import export_onnx
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, folder / "weights.safetensors")
+    x = np.random.default_rng(0).normal(size=(4, *model.shape)).astype(np.float32)
+    difference = export_onnx(model, folder / "model.onnx", x)
+    card = card | {
+        "weights_sha256": file_sha256(folder / "weights.safetensors"),
+        "onnx_sha256": file_sha256(folder / "model.onnx"),
+        "onnx_difference": difference,
+    }
+    write_card(card, folder)
+    return folder
+
+
+def write_card(card: dict[str, Any], folder: Path) -> None:
+    text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(card), encoding="utf-8")
+
+
+def model_card(card: dict[str, Any]) -> str:
+    """The README of a bundle, written from its card."""
+    import jinja2
+
+    template = (Path(__file__).parent / "models" / "card.md.jinja").read_text(encoding="utf-8")
+    return jinja2.Template(template, trim_blocks=True, lstrip_blocks=True).render(
+        card=card, groups={k: len(v) for k, v in card["calibration"].items()}, version=__version__
+    )
+
+
+def file_sha256(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+
+
+def _copy(source: Path, folder: Path) -> Path:
+    import shutil
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*_FILES, "README.md"):
+        if (source / name).exists():
+            shutil.copy2(source / name, folder / name)
+    return folder

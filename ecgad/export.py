@@ -1,0 +1,100 @@
+"""torch -> ONNX, refused when the two disagree."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ecgad.parts.detector import Detector
+
+Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # (b, c, *grid) -> map, whole
+
+TOLERANCE = 1e-4  # of the largest value of the map
+
+
+def export_onnx(model: Detector, path: Path, x: np.ndarray) -> float:
+    """Writes `model` to `path` and compares it with torch on `x` (b, c, *grid), b >= 2.
+
+    Gives back the largest difference relative to the largest value; above `TOLERANCE` the file is
+    removed and `ValueError` raised.
+    """
+    import torch
+
+    model = model.eval().cpu()
+    example = torch.from_numpy(x[:2].astype(np.float32))
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, optimize=True, verbose=False,
+            input_names=["x"], output_names=["map", "whole"],
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        )  # fmt: skip
+        assert program is not None
+        program.save(str(path))
+    difference = disagreement(run_torch(model), run_onnx(path), x)
+    if not difference <= TOLERANCE:
+        path.unlink()
+        raise ValueError(
+            f"ONNX Runtime and torch differ by {difference:.2g} of the largest value; at most "
+            f"{TOLERANCE:g} is allowed, so no model.onnx was written"
+        )
+    return difference
+
+
+def disagreement(one: Run, other: Run, x: np.ndarray) -> float:
+    """The largest difference of two runs on `x`, relative to the largest value of the first."""
+    pairs = zip(one(x.astype(np.float32)), other(x.astype(np.float32)), strict=True)
+    return max(
+        (float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12)) for a, b in pairs if a.size),
+        default=0.0,
+    )
+
+
+def run_onnx(path: Path) -> Run:
+    """ONNX Runtime on one thread: the same numbers on every machine of a kind, in any batch."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        map, whole = session.run(None, {"x": x})
+        return np.asarray(map), np.asarray(whole)
+
+    return run
+
+
+def run_torch(model: Detector, device: str = "cpu") -> Run:
+    import torch
+
+    model = model.eval().to(device)
+
+    def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            evidence = model(torch.from_numpy(x).to(device))
+        return evidence.map.cpu().numpy(), evidence.whole.cpu().numpy()
+
+    return run
+
+
+class _quiet:
+    """Silences the loggers of the named packages for a while."""
+
+    def __init__(self, *names: str) -> None:
+        self.loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self.levels = [logger.level for logger in self.loggers]
+        for logger in self.loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,161 @@
+"""Evidence -> one number per record, one per lead, and intervals. The same for every method.
+
+A method's evidence is a map and perhaps some numbers for the whole record. Here they become
+features (the map's mean, its top share, each column of `whole`), each standardised with held-out
+normals, and the features that the rule names are averaged. Everything a rule needs stands in the
+model's card, so a record's score depends on that record and the model alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from ecgad.record import Interval
+
+TOP_SHARE = 0.05  # of the places that can be judged: half a second in ten
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How features become a score; fitted on held-out normals by `fit_rule`."""
+
+    use: tuple[str, ...]  # of the names in `feature_names`
+    centre: dict[str, float]  # mean of each feature over held-out normals
+    spread: dict[str, float]  # its standard deviation
+    place_limit: tuple[float, ...]  # per row of the map: 99 % of normal places lie under it
+    lead_centre: tuple[float, ...]  # per row: mean and deviation of the row's mean over normals
+    lead_spread: tuple[float, ...]
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict) -> Rule:
+        made = {f.name: data[f.name] for f in fields(cls)}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in made.items()})
+
+
+def feature_names(whole: tuple[str, ...]) -> tuple[str, ...]:
+    return ("mean", "top", *whole)
+
+
+def features(
+    map: np.ndarray, valid: np.ndarray, whole: np.ndarray, names: tuple[str, ...]
+) -> dict[str, float]:
+    """Of one record's map (m, *grid) where `valid` (m, *grid), and its `whole` (k,)."""
+    places = map[valid]
+    if places.size == 0:
+        raise ValueError("no place of the record can be judged")
+    top = max(round(TOP_SHARE * places.size), 1)
+    values = [places.mean(), np.partition(places, -top)[-top:].mean(), *whole]
+    return dict(zip(feature_names(names), map_floats(values), strict=True))
+
+
+def map_floats(values: list) -> list[float]:
+    return [float(v) for v in values]
+
+
+def row_validity(valid: np.ndarray, rows: int) -> np.ndarray:
+    """(leads, *grid) -> (m, *grid): a map of one row is judged where any lead is."""
+    return valid if rows == len(valid) else valid.any(axis=0, keepdims=True)
+
+
+def fit_rule(
+    maps: list[np.ndarray],
+    valids: list[np.ndarray],
+    wholes: list[np.ndarray],
+    names: tuple[str, ...],
+    use: tuple[str, ...],
+    smooth: float,
+) -> Rule:
+    """The rule that held-out normals give: maps (m, *grid), validity, `whole`, feature names.
+
+    `smooth` is the deviation, in samples, of the Gaussian that intervals are found with.
+    """
+    unknown = set(use) - set(feature_names(names))
+    if unknown or not use:
+        raise ValueError(f"features {sorted(unknown)}; known are {', '.join(feature_names(names))}")
+    rows = [features(m, v, w, names) for m, v, w in zip(maps, valids, wholes, strict=True)]
+    table = {name: np.array([row[name] for row in rows]) for name in feature_names(names)}
+    leads = np.array([_row_means(m, v) for m, v in zip(maps, valids, strict=True)])
+    smoothed = [smoothen(m, v, smooth) for m, v in zip(maps, valids, strict=True)]
+    limits = [
+        np.quantile(np.concatenate([s[r][v[r]] for s, v in zip(smoothed, valids, strict=True)]), q)
+        for r, q in enumerate([0.99] * len(maps[0]))
+    ]
+    return Rule(
+        use=tuple(use),
+        centre={k: float(v.mean()) for k, v in table.items()},
+        spread={k: float(v.std() + 1e-12) for k, v in table.items()},
+        place_limit=tuple(map_floats(limits)),
+        lead_centre=tuple(map_floats(list(np.nanmean(leads, axis=0)))),
+        lead_spread=tuple(map_floats(list(np.nanstd(leads, axis=0) + 1e-12))),
+    )
+
+
+def score(row: dict[str, float], rule: Rule) -> float:
+    """The mean of the rule's features, each in deviations from the held-out normals' mean."""
+    return sum((row[f] - rule.centre[f]) / rule.spread[f] for f in rule.use) / len(rule.use)
+
+
+def lead_scores(map: np.ndarray, valid: np.ndarray, rule: Rule) -> np.ndarray:
+    """(m,): each row's mean, in deviations from normals'; nan where nothing can be judged."""
+    return (_row_means(map, valid) - np.array(rule.lead_centre)) / np.array(rule.lead_spread)
+
+
+def smoothen(map: np.ndarray, valid: np.ndarray, smooth: float) -> np.ndarray:
+    """Gaussian mean over the valid places around each place, along time or over an image."""
+    from scipy.ndimage import gaussian_filter
+
+    sigma = (0.0, *[smooth] * (map.ndim - 1))
+    weight = gaussian_filter(valid.astype(np.float32), sigma)
+    total = gaussian_filter(np.where(valid, map, 0).astype(np.float32), sigma)
+    return np.where(valid, total / np.maximum(weight, 1e-6), 0)
+
+
+def intervals(
+    map: np.ndarray,
+    valid: np.ndarray,
+    rule: Rule,
+    names: tuple[str, ...],
+    rate_hz: float,
+    *,
+    smooth: float,
+    shortest_s: float = 0.08,
+    most: int = 20,
+) -> tuple[Interval, ...]:
+    """Stretches of a signal's map (m, time) above what 99 % of normal places stay under.
+
+    Strongest first; a score of 2 is twice that limit. Stretches closer than `shortest_s` are one,
+    shorter ones are dropped.
+    """
+    found = []
+    relative = smoothen(map, valid, smooth) / np.array(rule.place_limit)[:, None]
+    gap = max(round(shortest_s * rate_hz), 1)
+    for name, row in zip(names, relative, strict=True):
+        for start, end in _runs(row > 1, gap):
+            if end - start >= gap:
+                strength = float(row[start:end].mean())
+                found.append(Interval(name, start / rate_hz, end / rate_hz, strength))
+    return tuple(sorted(found, key=lambda i: (-i.score, i.start_s, i.lead))[:most])
+
+
+def _runs(above: np.ndarray, gap: int) -> list[tuple[int, int]]:
+    """[start, end) of the True runs, those fewer than `gap` apart joined."""
+    edges = np.flatnonzero(np.diff(np.r_[False, above, False].astype(np.int8)))
+    runs: list[tuple[int, int]] = []
+    for start, end in edges.reshape(-1, 2):
+        if runs and start - runs[-1][1] < gap:
+            runs[-1] = (runs[-1][0], int(end))
+        else:
+            runs.append((int(start), int(end)))
+    return runs
+
+
+def _row_means(map: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    axes = tuple(range(1, map.ndim))
+    count = valid.sum(axis=axes)
+    total = np.where(valid, map, 0).sum(axis=axes)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
