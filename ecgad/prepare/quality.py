@@ -1,0 +1,251 @@
+"""What of a record a model may look at, decided from the signal in mV, before any filter.
+
+    missing    a sample that the file does not hold: masked; more than half of a lead: all of it
+    flat       within 0.01 mV for 1 s or longer: masked; more than half of a lead: all of it
+    wild       20 mV or more from the lead's median: masked
+    clipped    plateaus at a lead's own extreme, again and again: the whole lead is masked
+    too large  a lead that swings by more than 10 mV in most seconds: the whole lead is masked
+    unit       most leads swing by less than 0.1 or more than 10 mV: the record is rejected
+    Einthoven  I + III = II, and Goldberger's aVR, aVL, aVF: a doubt about the record, no mask
+
+No beat is looked for. A lead is usable when at least half of its samples are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ecgad.record import LIMB, Quality, Record
+
+FLAT_MV = 0.01  # below the noise of a connected electrode
+SWING_MV = (0.1, 10.0)  # peak to peak in a second; real records lie at 0.2 .. 4
+WILD_MV = 20.0  # a sentinel value or a hit electrode; a large R wave is 5
+EINTHOVEN_MV, EINTHOVEN_SHARE = 0.05, 0.1  # rms; rounding to 1 uV leaves below 0.001
+
+_LAWS = np.array(  # each row is 0 on leads that are what they are called
+    [  # I    II  III aVR aVL aVF
+        [1.0, -1.0, 1, 0, 0, 0],  # Einthoven 1912
+        [0.5, 0.5, 0, 1, 0, 0],  # Goldberger 1942, and the next two
+        [-1.0, 0.5, 0, 0, 1, 0],
+        [0.5, -1.0, 0, 0, 0, 1],
+    ],
+    dtype=np.float32,
+)
+
+
+class Assessment(NamedTuple):
+    quality: Quality
+    usable: np.ndarray  # (leads, time) bool; nowhere True when the grade is "reject"
+
+
+@np.errstate(over="ignore", invalid="ignore")  # values near the end of float32, NaN out of `ok`
+def assess(record: Record, min_leads: int = 1) -> Assessment:
+    """Grades a record and says which samples may be judged; never raises for an odd signal.
+
+    `reject`: the unit is implausible, or fewer than `min_leads` leads are usable. `limited`:
+    something is masked or doubtful, or the reader had a warning. Otherwise `ok`.
+    """
+    x = np.ascontiguousarray(record.signal)  # (leads, time) mV
+    ok = np.ascontiguousarray(record.valid & np.isfinite(x))
+    if not ok.any():
+        return _reject(ok, ["no sample is recorded"])
+    time, second = x.shape[1], min(max(round(record.rate_hz), 1), x.shape[1])
+    top, bottom = _extremes(x, ok, second)
+    still = _flat(x, ok, top - bottom, second)
+    alive = ok & ~still
+    if still.any() and alive.any():
+        top, bottom = _extremes(x, alive, second)
+    swing = _swing_in_a_second(top, bottom)  # (leads,) mV
+    missing = 2 * ok.sum(axis=1) < time
+    flat = ~missing & (2 * alive.sum(axis=1) < ok.sum(axis=1))
+    if unit := _unit_problem(swing, ~missing & ~flat):
+        return _reject(ok, [unit])
+    wild = _wild(x, alive, top, bottom)
+    if wild.any():
+        alive &= ~wild
+        top, bottom = _extremes(x, alive, second)
+    large = ~missing & ~flat & (swing > SWING_MV[1])
+    clipped = _clipped_at(x, alive, top, bottom, record.rate_hz)  # (leads,) mV, NaN when not
+    clipped[missing | flat | large] = np.nan
+    lost = missing | flat | large | ~np.isnan(clipped)
+    usable = alive & ~lost[:, None]
+    reasons = [
+        *record.warnings,
+        *_say(record, missing, "missing for more than half the time"),
+        *_say(record, flat, "flat for more than half the time"),
+        *_say(record, large, f"implausible, with swings of more than {SWING_MV[1]:g} mV"),
+        *_say_levels(record, clipped),
+        *_say_how_long(record, ~ok & ~lost[:, None], "missing"),
+        *_say_how_long(record, still & ~lost[:, None], "flat"),
+        *_say_how_long(record, wild & ~lost[:, None], f"{WILD_MV:g} mV or more off its median"),
+        *_einthoven(record, x, usable),
+    ]
+    if (left := int((2 * usable.sum(axis=1) >= time).sum())) < min_leads:
+        return _reject(ok, [f"{left} leads are usable; at least {min_leads} needed", *reasons])
+    return Assessment(Quality("limited" if reasons else "ok", tuple(reasons)), usable)
+
+
+def _reject(ok: np.ndarray, reasons: list[str]) -> Assessment:
+    return Assessment(Quality("reject", tuple(reasons)), np.zeros_like(ok))
+
+
+def _extremes(x: np.ndarray, ok: np.ndarray, second: int) -> tuple[np.ndarray, np.ndarray]:
+    """Highest and lowest value in each half second, (leads, blocks); the last one may overlap.
+
+    A block without a sample has -inf and inf.
+    """
+    whole, block = ok.all(), max(second // 2, 1)
+    highs = _blocks(x if whole else np.where(ok, x, -np.inf), block)
+    lows = highs if whole else _blocks(np.where(ok, x, np.inf), block)
+    top = [part.max(axis=2) for part in highs]
+    bottom = [part.min(axis=2) for part in lows]
+    return np.concatenate(top, axis=1), np.concatenate(bottom, axis=1)
+
+
+def _blocks(x: np.ndarray, block: int) -> list[np.ndarray]:
+    """All whole blocks (leads, blocks, block), and the last samples (leads, 1, block)."""
+    cut = x.shape[1] // block * block
+    return [x[:, :cut].reshape(len(x), -1, block), x[:, None, -block:]]
+
+
+def _flat(x: np.ndarray, ok: np.ndarray, swings: np.ndarray, second: int) -> np.ndarray:
+    """Where a lead stays within `FLAT_MV` for a second or longer, (leads, time) bool."""
+    flat = np.zeros(x.shape, dtype=bool)
+    for lead in np.flatnonzero((swings < FLAT_MV).any(axis=1)):  # a flat second holds such a block
+        flat[lead] = ok[lead] & _flat_stretches(x[lead], ok[lead], second)
+    return flat
+
+
+def _flat_stretches(signal: np.ndarray, ok: np.ndarray, window: int) -> np.ndarray:
+    """The union of all windows without a gap in which `signal` (time,) is flat."""
+    from scipy.ndimage import maximum_filter1d, minimum_filter1d
+
+    count = len(signal) - window + 1  # windows that lie inside; filters put them at their middle
+    inside = slice(window // 2, window // 2 + count)
+    top = maximum_filter1d(np.where(ok, signal, np.inf), window)[inside]
+    bottom = minimum_filter1d(np.where(ok, signal, -np.inf), window)[inside]
+    starts = top - bottom < FLAT_MV
+    depth = np.zeros(len(signal) + 1, dtype=int)  # +1 where a window starts, -1 after its end
+    depth[:count] += starts
+    depth[window : window + count] -= starts
+    return depth.cumsum()[:-1] > 0
+
+
+def _wild(x: np.ndarray, ok: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """Where a lead is `WILD_MV` or more away from its median, (leads, time) bool."""
+    wild = np.zeros(x.shape, dtype=bool)
+    for lead in np.flatnonzero(top.max(axis=1) - bottom.min(axis=1) >= WILD_MV):
+        wild[lead] = ok[lead] & (abs(x[lead] - np.median(x[lead][ok[lead]])) >= WILD_MV)
+    return wild
+
+
+def _swing_in_a_second(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """The median over seconds of peak to peak, (leads,) mV; inf for a lead without a sample."""
+    swings = np.maximum(top[:, :-1], top[:, 1:]) - np.minimum(bottom[:, :-1], bottom[:, 1:])
+    swings = np.sort(np.where(swings >= 0, swings, np.inf), axis=1)  # without a sample: last
+    middle = np.maximum(np.isfinite(swings).sum(axis=1) - 1, 0) // 2
+    return swings[np.arange(len(swings)), middle]
+
+
+def _unit_problem(swing: np.ndarray, alive: np.ndarray) -> str | None:
+    """What is wrong with the unit, from the leads that are neither flat nor missing if any are."""
+    judged = swing[alive] if alive.any() else swing[(swing > 0) & np.isfinite(swing)]
+    if not len(judged) or SWING_MV[0] <= (typical := float(np.median(judged))) <= SWING_MV[1]:
+        return None
+    guess = "this is not an ECG in mV"
+    if SWING_MV[0] <= typical / 1000 <= SWING_MV[1]:
+        guess = "the unit is probably uV, not mV (a factor 1000)"
+    if SWING_MV[0] <= typical * 1000 <= SWING_MV[1]:
+        guess = "either no ECG, or the unit is V, not mV (a factor 1000)"
+    return f"median peak-to-peak is {typical:.4g} mV: {guess}; fix the header's gain or unit"
+
+
+def _clipped_at(
+    x: np.ndarray, alive: np.ndarray, top: np.ndarray, bottom: np.ndarray, rate_hz: float
+) -> np.ndarray:
+    """The level in mV at which each lead is clipped, (leads,); NaN for a lead that is not."""
+    levels = np.full(len(x), np.nan)
+    for blocks, level in ((top, top.max(axis=1)), (bottom, bottom.min(axis=1))):
+        again = (blocks == level[:, None]).sum(axis=1) > 1  # few real leads reach it twice
+        for lead in np.flatnonzero(again & np.isfinite(level)):
+            if _is_clipped(x[lead], alive[lead], level[lead], rate_hz):
+                levels[lead] = level[lead]
+    return levels
+
+
+def _is_clipped(x: np.ndarray, alive: np.ndarray, level: float, rate_hz: float) -> bool:
+    """At least three plateaus of 20 ms, over 1 % of the time, at a level away from the middle.
+
+    A lead whose baseline is its lowest value, to the last bit, is smooth and not clipped.
+    """
+    edges = np.flatnonzero(np.diff(alive & (x == level), prepend=False, append=False))
+    lengths = edges[1::2] - edges[::2]
+    plateaus = lengths[lengths >= max(0.02 * rate_hz, 3)]  # in samples; 2 equal ones are chance
+    if len(plateaus) < 3 or plateaus.sum() <= 0.01 * len(x):
+        return False
+    middle = np.median(x[alive])
+    return bool(middle == level or abs(level - middle) > 0.25 * np.ptp(x[alive]))
+
+
+def _einthoven(record: Record, x: np.ndarray, usable: np.ndarray) -> list[str]:
+    """A doubt when the recorded limb leads do not add up as they must."""
+    recorded = {
+        lead: row
+        for row, lead in enumerate(record.leads)
+        if lead in LIMB and lead not in record.derived and usable[row].any()
+    }
+    known = np.array([lead in recorded for lead in LIMB])
+    laws = _LAWS[~_LAWS[:, ~known].any(axis=1)][:, known]  # those whose leads are all here
+    rows = [recorded[lead] for lead in LIMB if lead in recorded]
+    together = usable[rows].all(axis=0)
+    if not len(laws) or np.count_nonzero(together) < record.rate_hz:
+        return []
+    limb = (x[rows] if together.all() else x[rows][:, together]).astype(float)
+    limb = limb - limb.mean(axis=1, keepdims=True)  # an offset of its own breaks no law
+    covariance = limb @ limb.T / limb.shape[1]
+    broken = _rms(laws, covariance)
+    if broken <= max(EINTHOVEN_MV, EINTHOVEN_SHARE * float(covariance.trace() / len(rows)) ** 0.5):
+        return []
+    suspicion = _suspicion(laws, covariance, broken)
+    return [f"limb leads break Einthoven's law by {broken:.2f} mV rms: {suspicion}"]
+
+
+def _rms(laws: np.ndarray, covariance: np.ndarray) -> float:
+    """The largest rms among residuals `laws @ x`, from the covariance of x."""
+    variances = np.einsum("ij,jk,ik->i", laws, covariance, laws)
+    return float(np.sqrt(max(variances.max(), 0)))
+
+
+def _suspicion(laws: np.ndarray, covariance: np.ndarray, broken: float) -> str:
+    """Names the one lead without which the other five agree, when there is exactly one."""
+    suspects = []
+    for lead in range(len(LIMB) if len(laws) == len(_LAWS) else 0):
+        without = np.linalg.svd(laws[:, [lead]])[0][:, 1:].T @ laws  # (3, 6), 0 in this column
+        if _rms(without, covariance) < broken / 5:
+            suspects.append(LIMB[lead])
+    if len(suspects) == 1:
+        return f"lead {suspects[0]} does not fit the five others"
+    return "a lead may be misnamed or have a gain of its own"
+
+
+def _say(record: Record, leads: np.ndarray, what: str) -> list[str]:
+    names = [name for name, here in zip(record.leads, leads, strict=True) if here]
+    if not names:
+        return []
+    if len(names) == 1:
+        return [f"lead {names[0]} is {what}"]
+    listed = f"all {len(names)} leads" if len(names) == len(leads) else "leads " + ", ".join(names)
+    return [f"{listed} are {what}"]
+
+
+def _say_levels(record: Record, levels: np.ndarray) -> list[str]:
+    known = np.unique(levels[~np.isnan(levels)])
+    return [s for mv in known for s in _say(record, levels == mv, f"clipped at {mv:.3f} mV")]
+
+
+def _say_how_long(record: Record, mask: np.ndarray, what: str) -> list[str]:
+    seconds = mask.sum(axis=1) / record.rate_hz
+    several = "up to " if np.count_nonzero(seconds) > 1 else ""
+    return _say(record, seconds > 0, f"{what} for {several}{round(seconds.max(), 3):g} s")
