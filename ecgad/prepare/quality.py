@@ -55,9 +55,10 @@ def assess(record: Record, min_leads: int = 1) -> Assessment:
     top, bottom = _extremes(x, ok, second)
     still = _flat(x, ok, top - bottom, second)
     alive = ok & ~still
-    if still.any() and alive.any():
-        top, bottom = _extremes(x, alive, second)
     swing = _swing_in_a_second(top, bottom)  # (leads,) mV
+    if still.any():
+        top, bottom = _extremes(x, alive, second)
+        swing = _swing_in_a_second(top, bottom) if alive.any() else swing
     missing = 2 * ok.sum(axis=1) < time
     flat = ~missing & (2 * alive.sum(axis=1) < ok.sum(axis=1))
     if unit := _unit_problem(swing, ~missing & ~flat):
