@@ -1,0 +1,49 @@
+"""One file per data set: where its records lie, what is normal in it, which patient is whose.
+
+A file here holds `cases(root)`: every record with its label, from the folder as published. Files
+that split cases into sets to learn from and sets to report on hold `load(root)`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ecgad.record import Record
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A record with what is known of it."""
+
+    record: Record
+    abnormal: bool
+    patient: str  # unique over all sources
+    source: str
+    label: str = ""  # the source's own words
+    fold: int = 0  # where the source has official folds
+
+
+def table(path: Path, published: str) -> list[dict[str, str]]:
+    """The rows of a CSV file; a missing one is a `ValueError` that says where it is published."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; it is published at {published}")
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def split(cases: list[Case], shares: tuple[float, ...], seed: int) -> list[list[Case]]:
+    """Cases in parts of the given shares, the rest last; a patient is in one part only."""
+    patients = sorted({case.patient for case in cases})
+    order = np.random.default_rng(seed).permutation(len(patients))
+    cuts = np.round(np.cumsum(shares) * len(patients)).astype(int)
+    part = {
+        patients[i]: number for number, chunk in enumerate(np.split(order, cuts)) for i in chunk
+    }
+    return [[c for c in cases if part[c.patient] == n] for n in range(len(shares) + 1)]
