@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ecgad.read import wfdb
-from ecgad.read.wfdb import Annotations, read_annotations
 from ecgad.record import NotMine, ReadError, Record
 
 __all__ = ["Annotations", "find", "read", "read_annotations"]
 
-FORMATS = "WFDB (a .hea with its .dat or .mat)"
-_READERS = (wfdb.read,)
+_READERS = {"WFDB": wfdb.read}
 _ENDINGS = (".hea", ".dat", ".mat")
 
 
@@ -31,14 +32,41 @@ def read(path: str | Path) -> Record:
     """
     path = Path(path)
     reasons = []
-    for reader in _READERS:
+    for name, reader in _READERS.items():
         try:
             return reader(path)
         except NotMine as error:
-            reasons.append(str(error))
+            reasons.append(f"{name} ({error})")
         except OSError as error:
             raise ReadError(f"{path}: cannot be opened: {error.strerror}") from error
-    raise ReadError(f"{path}: {_what_came(path)}: {'; '.join(reasons)}")
+    raise ReadError(f"{path}: {_what_came(path, reasons)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Marks that people or programs put on a record, in time order."""
+
+    seconds: np.ndarray  # (n,) float64, from the start of the record
+    symbols: tuple[str, ...]  # WFDB codes: "N" a beat seen as normal, "V" ventricular, "+" rhythm
+    notes: tuple[str, ...]  # such as "(AFIB" beside a "+"; "" for most
+
+
+def read_annotations(path: str | Path, extension: str = "atr") -> Annotations:
+    """The WFDB annotations beside a record, such as `208.atr` beside `208.hea`.
+
+    Raises `ReadError` when there are none, or when they cannot be read.
+    """
+    header = _header_or_self(Path(path))
+    place = header.with_suffix(f".{extension}")
+    if not header.is_file() or not place.is_file():
+        raise ReadError(f"{path}: there is no {place.name} beside a header {place.stem}.hea")
+    rate_hz = wfdb.parse_header(header.read_bytes()).rate_hz
+    try:
+        found = wfdb.library("rdann", str(place.with_suffix("")), extension)
+    except Exception as error:
+        raise ReadError(f"{place}: not readable as annotations: {error}") from error
+    notes = tuple(note.strip("\0 ") for note in found.aux_note)
+    return Annotations(found.sample / (found.fs or rate_hz), tuple(found.symbol), notes)
 
 
 def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -87,11 +115,18 @@ def _in_list(place: Path) -> Iterator[Path]:
 def _below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        candidates = {name for name in files if name.endswith(_ENDINGS) and name[0] != "."}
-        headers = {name for name in candidates if name.endswith(".hea")}
-        named = {name for h in headers for name in wfdb.mentioned(Path(parent, h).read_bytes())}
-        named |= {name for name in candidates - headers if f"{name[:-4]}.hea" in headers}
-        yield from (Path(parent, name) for name in candidates - named)
+        candidates = {f for f in files if f.lower().endswith(_ENDINGS) and f[0] != "."}
+        headers = {f for f in candidates if f.endswith(".hea")}
+        named = {f for header in headers for f in _mentioned(Path(parent, header))}
+        named |= {f for f in candidates - headers if f"{f[:-4]}.hea" in headers}
+        yield from (Path(parent, f) for f in candidates - named)
+
+
+def _mentioned(header: Path) -> set[str]:
+    try:
+        return wfdb.mentioned(header.read_bytes())
+    except OSError:  # `read` will say so
+        return set()
 
 
 def _header_or_self(place: Path) -> Path:
@@ -101,12 +136,12 @@ def _header_or_self(place: Path) -> Path:
         return place
 
 
-def _what_came(path: Path) -> str:
+def _what_came(path: Path, reasons: list[str]) -> str:
     if path.is_dir():
-        return "is a folder, not a record; `ecgad.find` lists the records below it"
+        return "is a folder, not a record; `ecgad.read.find` lists the records below it"
     if not path.exists():
         return "there is no such file"
     with path.open("rb") as file:
-        start = file.read(16)
-    what = f"starts with {start!r}" if start else "is empty (0 bytes)"
-    return f"{what}, which no reader takes. Read are: {FORMATS}"
+        start = file.read(8)
+    what = f"starts with {start!r} and" if start else "is empty (0 bytes) and"
+    return f"{what} is none of the formats read here: {', '.join(reasons)}"

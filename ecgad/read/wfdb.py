@@ -24,8 +24,9 @@ import math
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,8 @@ import numpy as np
 
 from ecgad.record import LEADS, NotMine, ReadError, Record, canonical
 
-_MV = {"mv": 1.0, "millivolt": 1.0, "millivolts": 1.0, "v": 1e3, "volt": 1e3, "volts": 1e3}
-_MV |= {"uv": 1e-3, "μv": 1e-3, "microvolt": 1e-3, "microvolts": 1e-3, "nv": 1e-6}  # noqa: RUF001
+_MV = {"mv": 1.0, "uv": 1e-3, "µv".casefold(): 1e-3, "nv": 1e-6, "v": 1e3}
+_MV |= {"millivolt": 1.0, "millivolts": 1.0, "microvolt": 1e-3, "microvolts": 1e-3}
 
 # Bytes a sample takes, and the count that means "no sample here" (signal(5)).
 _BYTES = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, "212": 1.5}
@@ -46,6 +47,7 @@ _FORMATS = {*_BYTES, "508", "516", "524"}  # the last three are FLAC
 
 _SIGNAL = re.compile(r"(\S+)\s+(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?(?:\s+(.*))?$")
 _GAIN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\(([-+]?\d+)\))?(?:/(\S+))?$")
+_LINE = "a record line (name, signals, rate, samples: 100 12 500 5000)"
 _RATE = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -68,20 +70,10 @@ class Channel(NamedTuple):
 @dataclass(frozen=True)
 class Header:
     name: str
-    segments: int  # 0 for an ordinary record
     rate_hz: float  # frames a second
     frames: int | None  # None where the header states none
     channels: tuple[Channel, ...]
-    parts: tuple[str, ...]  # the names of the segments
-
-
-@dataclass(frozen=True, eq=False)
-class Annotations:
-    """Marks that people or programs put on a record, in time order."""
-
-    seconds: np.ndarray  # (n,) float64, from the start of the record
-    symbols: tuple[str, ...]  # WFDB codes: "N" a beat seen as normal, "V" ventricular, "+" rhythm
-    notes: tuple[str, ...]  # such as "(AFIB" beside a "+"; "" for most
+    segments: tuple[str, ...]  # their names; none for an ordinary record
 
 
 def read(path: Path) -> Record:
@@ -96,26 +88,8 @@ def read(path: Path) -> Record:
         if header.segments:
             return _read_segments(header, source, place, path)
         return _read_signals(header, source, place, path)
-    except ReadError as error:
+    except (ValueError, OverflowError) as error:
         raise ReadError(f"{path}: {error}") from error
-
-
-def read_annotations(path: str | Path, extension: str = "atr") -> Annotations:
-    """The annotation file of a record, such as `208.atr` beside `208.hea`.
-
-    Raises `ReadError` when there is none, or when it cannot be read.
-    """
-    place = header_of(Path(path))
-    stem = place.with_suffix("")
-    if not stem.with_name(f"{stem.name}.{extension}").is_file():
-        raise ReadError(f"{path}: no annotations {stem.name}.{extension} beside {place.name}")
-    rate_hz = parse_header(place.read_bytes()).rate_hz
-    try:
-        found = _wfdb().rdann(str(stem), extension)
-    except Exception as error:
-        raise ReadError(f"{path}: {stem.name}.{extension} cannot be read: {error}") from error
-    notes = tuple(note.strip("\0 ") for note in found.aux_note or [])
-    return Annotations(found.sample / (found.fs or rate_hz), tuple(found.symbol or []), notes)
 
 
 def header_of(path: Path) -> Path:
@@ -124,10 +98,11 @@ def header_of(path: Path) -> Path:
         if not path.is_file():
             raise NotMine("no such file")
         return path
-    beside = [path.with_name(f"{path.name}.hea"), path.with_suffix(".hea")]
+    beside = [path.with_suffix(".hea")] if path.suffix else []
+    beside += [Path(f"{path}.hea")]
     place = next((p for p in beside if p.is_file()), None)
     if place is None:
-        raise NotMine(f"a WFDB signal file needs its header {beside[1].name} beside it")
+        raise NotMine(f"a signal file needs its header {beside[0].name} beside it")
     if path.is_file() and path.name not in mentioned(place.read_bytes()):
         raise NotMine(f"{place.name} beside it does not name {path.name} as its signal file")
     return place
@@ -144,25 +119,19 @@ def mentioned(source: bytes) -> set[str]:
 
 def parse_header(source: bytes) -> Header:
     """The content of a .hea file, without its comments. Raises `ReadError` naming the line."""
-    if not source.strip():
-        raise ReadError(
-            f"the header is empty ({len(source)} bytes); "
-            "one starts with name, number of signals, rate and samples: 100 12 500 5000"
-        )
     if b"\0" in source:
         raise ReadError("the header is not text; a WFDB header is")
     lines = _lines(source)
     if not lines:
-        raise ReadError("the header holds nothing but comments")
+        raise ReadError(f"the header is empty ({len(source)} bytes); at least {_LINE} is needed")
     name, segments, signals, rate_hz, frames = _record_line(*lines[0])
     if len(lines) - 1 != (segments or signals):
         what = f"{segments} segments" if segments else f"{signals} signals"
         raise ReadError(f"the header says {what}, but {len(lines) - 1} lines follow for them")
     if segments:
-        parts = tuple(line.split()[0] for _, line in lines[1:])
-        return Header(name, segments, rate_hz, frames, (), parts)
-    channels = tuple(_signal_line(*line, i) for i, line in enumerate(lines[1:]))
-    return Header(name, 0, rate_hz, frames, channels, ())
+        return Header(name, rate_hz, frames, (), tuple(line.split()[0] for _, line in lines[1:]))
+    channels = tuple(_signal_line(*line, i) for i, line in enumerate(lines[1:], 1))
+    return Header(name, rate_hz, frames, channels, ())
 
 
 def _lines(source: bytes) -> list[tuple[int, str]]:
@@ -179,11 +148,11 @@ def _record_line(number: int, line: str) -> tuple[str, int, int, float, int | No
     words = line.split()
     name, _, segments = words[0].partition("/")
     if len(words) < 2 or not words[1].isdecimal() or not (segments or "0").isdecimal():
-        raise _fault(number, line, "is no record line: name, number of signals, rate, samples")
+        raise _fault(number, line, f"is not {_LINE}")
     if int(words[1]) == 0:
         raise _fault(number, line, "says that there are 0 signals; at least 1 is needed")
     rate = _RATE.match(words[2]) if len(words) > 2 else None
-    if rate is None or not float(rate[0]) > 0:
+    if rate is None or not 0 < float(rate[0]) < math.inf:
         raise _fault(number, line, "states no sampling rate; it is the third word, in Hz")
     frames = int(words[3]) if len(words) > 3 and words[3].isdecimal() else 0
     return name, int(segments or 0), int(words[1]), float(rate[0]), frames or None
@@ -205,15 +174,15 @@ def _signal_line(number: int, line: str, index: int) -> Channel:
     return Channel(
         file=found[1],
         format=found[2],
-        per_frame=int(found[3] or 1),
+        per_frame=int(found[3] or 1) or 1,
         skew=int(found[4] or 0),
         offset=int(found[5] or 0),
         gain=float(gain[1]),
         baseline=int(gain[2] or zero or 0),
         unit=gain[3] or "",
-        first=first or zero or 0,
+        first=(zero or 0) if first is None else first,
         checksum=checksum,
-        name=words[6] if len(words) > 6 else f"channel {index + 1}",
+        name=words[6] if len(words) > 6 else f"channel {index}",
     )
 
 
@@ -234,7 +203,7 @@ def _read_segments(header: Header, source: bytes, place: Path, path: Path) -> Re
     """A record in segments, `wfdb` putting them together: NaN where a segment lacks a lead."""
     read = [source]
     uncalibrated = set()
-    for name in header.parts:
+    for name in header.segments:
         if name == "~":  # a gap
             continue
         read.append(_bytes_of(place.with_name(f"{name}.hea")))
@@ -242,19 +211,16 @@ def _read_segments(header: Header, source: bytes, place: Path, path: Path) -> Re
         uncalibrated |= {c.name for c in channels if c.gain == 0}
         read += [_bytes_of(place.with_name(f)) for f in {c.file: 0 for c in channels} if f != "~"]
     try:
-        found: Any = _wfdb().rdrecord(str(place.with_suffix("")), smooth_frames=False)
+        found = library("rdrecord", str(place.with_suffix("")), smooth_frames=False)
     except Exception as error:
         raise ReadError(f"wfdb cannot put the segments together: {error}") from error
     values = found.e_p_signal
     frames = header.frames or min(map(len, values))
-    about = zip(values, found.units, found.sig_name, strict=True)
-    channels = tuple(
-        Channel(
-            "", "", len(x) // frames, 0, 0, float(name not in uncalibrated), 0, unit, 0, None, name
-        )
-        for x, unit, name in about
-    )
-    header = replace(header, channels=channels)
+    channels = []
+    for x, unit, name in zip(values, found.units, found.sig_name, strict=True):
+        gain = float(name not in uncalibrated)
+        channels.append(Channel("", "", len(x) // frames, 0, 0, gain, 0, unit, 0, None, name))
+    header = replace(header, channels=tuple(channels))
     return _record(header, values, path, [], _sha256(*read))
 
 
@@ -291,21 +257,22 @@ def _to_mv(
 ) -> None:
     """Fill a row of `signal` with mV, and of `valid` with False where there is no sample."""
     missing = counts == _INVALID.get(channel.format)
-    values = np.subtract(counts, channel.baseline, dtype=np.float64)
-    values /= scale
-    values[missing] = np.nan
-    if len(values) > len(signal):
-        values = values.reshape(len(signal), -1).mean(1)
-    np.isfinite(values, out=valid)
-    values[~valid] = 0
-    signal[:] = values
+    with np.errstate(all="ignore"):  # a gain near 0 makes infinities, which are not valid
+        values = np.subtract(counts, float(channel.baseline), dtype=np.float64)
+        values /= scale
+        values[missing] = np.nan
+        if len(values) > len(signal):
+            values = values.reshape(len(signal), -1).mean(1)
+        signal[:] = values
+    np.isfinite(signal, out=valid)
+    signal[~valid] = 0
 
 
-def _wfdb() -> Any:
-    """The library. To import it sets off a deprecation warning inside of pandas."""
+def library(call: str, *arguments: Any, **options: Any) -> Any:
+    """`wfdb.<call>(...)`, without the deprecation warnings that it sets off inside pandas."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return importlib.import_module("wfdb")
+        return getattr(importlib.import_module("wfdb"), call)(*arguments, **options)
 
 
 def _sha256(*parts: bytes) -> str:
@@ -359,6 +326,8 @@ def _plain(header: Header, files: dict[str, bytes], frames: int) -> list[np.ndar
 
 def _other(header: Header, files: dict[str, bytes], frames: int) -> Sequence[np.ndarray]:
     """Counts of each channel from `wfdb`, which gets a copy with a header it cannot refuse."""
+    if 0 < frames <= max(c.skew for c in header.channels):
+        raise ReadError(f"a channel is skewed by more than the {frames} samples there are")
     names = {name: f"f{i}.dat" for i, name in enumerate(files)}
     lines = [f"r {len(header.channels)} {header.rate_hz:.17g} {frames or ''}"]
     lines += [
@@ -370,7 +339,7 @@ def _other(header: Header, files: dict[str, bytes], frames: int) -> Sequence[np.
             Path(folder, names[name]).write_bytes(data)
         Path(folder, "r.hea").write_text("\n".join(lines) + "\n")
         try:
-            found: Any = _wfdb().rdrecord(f"{folder}/r", smooth_frames=False)
+            found = library("rdrecord", f"{folder}/r", smooth_frames=False)
         except Exception as error:
             raise ReadError(f"wfdb cannot read {' and '.join(files)}: {error}") from error
     values = zip(found.e_p_signal, header.channels, strict=True)  # counts: the copy's gain is 1
@@ -408,15 +377,16 @@ def _calibrations(
         if not c.unit:
             silent.append(name)
         if name in names:
-            remarks.append(f"a second {name} is kept as {_other_name(name, names)}")
-            name = _other_name(name, names)
+            other = next(n for i in count(2) if (n := f"{name}_{i}") not in names)
+            remarks.append(f"a second {name} is kept as {other}")
+            name = other
         keep.append(i)
         names.append(name)
         scale.append(c.gain / (unit or 1))
     if not keep:
         raise ReadError("; ".join(remarks))
     if silent:
-        remarks.append(f"no unit in the header for {', '.join(silent)}: mV, the WFDB standard's")
+        remarks.append(f"the header has no unit for {len(silent)} leads: mV, as WFDB defines")
     return keep, tuple(names), scale, remarks
 
 
@@ -426,7 +396,3 @@ def _not_in_mv(channel: Channel, unit: float | None) -> str:
     if unit is None:
         return f"is in {channel.unit!r}, not in mV, uV, nV or V; correct the header's unit"
     return ""
-
-
-def _other_name(name: str, taken: Iterable[str]) -> str:
-    return next(other for i in range(2, 10_000) if (other := f"{name}_{i}") not in taken)
