@@ -122,8 +122,8 @@ def page_html(result: Result) -> str:
     places = f"; strongest: {strongest(result.intervals)}" if result.intervals else ""
     data = base64.b64encode(_png(draw_page(result))).decode()
     return (
-        f'<figure class="ecgad-page" style="margin:0">'
-        f'<img src="data:image/png;base64,{data}" alt="ECG page of {name}" '
+        f'<figure class="ecgad-page" style="margin:0"><img src="data:image/png;base64,{data}" '
+        f'alt="ECG page of {name}" '
         f'style="width:{WIDTH:g}mm;max-width:100%;height:auto">'
         f"<figcaption>{name}: {escape(words + places)}.</figcaption></figure>"
     )
@@ -275,11 +275,9 @@ def _draw_bar(axes: Axes, view: View, panel: Panel, result: Result) -> None:
     from matplotlib.colors import to_rgba
 
     values = map_bins(result, panel)
-    colours = [
-        to_rgba(UNJUDGED) if np.isnan(value) else to_rgba(ORANGE, strength(value))
-        for value in values
-    ]
-    foot, width = view.foot(panel.row), len(values) / BINS_PER_S * SPEED
+    colours = np.array([to_rgba(ORANGE, strength(value)) for value in values])
+    colours[np.isnan(values)] = to_rgba(UNJUDGED)
+    foot, width = view.foot(panel.row), panel.seconds * SPEED
     _box(axes, panel.left, foot, width, BAR, facecolor="white", zorder=1.5)
     _box(axes, panel.left, foot, width, BAR, fill=False, ec=RULE, linewidth=0.6, zorder=1.7)
     extent = (panel.left, panel.left + width, foot, foot + BAR)
@@ -287,14 +285,17 @@ def _draw_bar(axes: Axes, view: View, panel: Panel, result: Result) -> None:
 
 
 def map_bins(result: Result, panel: Panel) -> np.ndarray:
-    """The largest map value in each 20 ms of a panel; nan where nothing was judged."""
+    """The map's mean in each 20 ms of a panel; nan where nothing was judged."""
     bins = panel.start_s + np.arange(max(round(panel.seconds * BINS_PER_S), 1)) / BINS_PER_S
     lead = "all" if result.map_leads == ("all",) else panel.lead
     if lead not in result.map_leads or result.map.shape[1] == 0:
         return np.full(len(bins), np.nan)
     first = np.minimum((bins * result.map_rate_hz + 1e-6).astype(int), result.map.shape[1] - 1)
     last = first[-1] + max(1, int(result.map_rate_hz / BINS_PER_S))
-    return np.fmax.reduceat(result.map[result.map_leads.index(lead), :last], first)
+    values = result.map[result.map_leads.index(lead), :last]
+    count = np.add.reduceat(np.isfinite(values).astype(float), first)
+    total = np.add.reduceat(np.nan_to_num(values), first)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _draw_name(axes: Axes, view: View, panel: Panel) -> None:
@@ -328,7 +329,7 @@ def _draw_pulses(axes: Axes, view: View) -> None:
 def _draw_header(axes: Axes, view: View, result: Result) -> None:
     record, top = result.record, view.height
     decision = decision_words(result.decision, result.alpha)
-    _text(axes, MARGIN, top - 4.5, _short(record.record_id, 70), fontsize=13, weight="bold")
+    _text(axes, MARGIN, top - 4.5, _short(record.record_id, 56), fontsize=13, weight="bold")
     colour = "#b34700" if result.decision == FLAGGED else INK
     style = {"fontsize": 11, "weight": "bold", "ha": "right", "color": colour}
     _text(axes, WIDTH - MARGIN, top - 4.5, decision, **style)
@@ -355,9 +356,8 @@ def notes(view: View, result: Result) -> list[str]:
         said.append(f"too tall, cut off: {', '.join(tall)}")
     if hidden := [lead for lead in record.leads if lead not in view.traces]:
         said.append(f"recorded, not shown: {', '.join(hidden)}")
-    unseen = tuple(i for i in result.intervals if not any(_overlap(p, i) for p in view.panels))
-    if unseen:
-        said.append(f"marked, not in view: {strongest(unseen)}")
+    if unseen := [i for i in result.intervals if not any(_overlap(p, i) for p in view.panels)]:
+        said.append(f"marked, not in view: {strongest(tuple(unseen))}")
     return said
 
 
@@ -393,7 +393,6 @@ def _png(figure: Figure) -> bytes:
         figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())  # pyright: ignore[reportAttributeAccessIssue]
     out = io.BytesIO()
-    Image.fromarray(pixels).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
-        out, "PNG", optimize=True
-    )
+    few = Image.fromarray(pixels).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    few.save(out, "PNG", optimize=True)
     return out.getvalue()

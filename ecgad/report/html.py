@@ -1,0 +1,277 @@
+"""A screening as one page: OUT/report.html, from OUT/part-*.parquet and OUT/manifest.json.
+
+Of the manifest this reads `command`, `alpha`, `started`, `ended`, `versions` {name: version},
+`counts` {"in": n, ...} and `model` {"id", "sha256", "method", "trained_on", "licence",
+"calibration" {group: n}}; what is absent is left out of the page. All other numbers are counted in
+the table itself, and the page says so when the two disagree.
+
+Light columns of all rows are read once and counted in Arrow; the heavy ones (intervals) only of the
+top records. 100,000 rows take a second or two.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+
+from ecgad.calibrate import false_alarm_bound
+from ecgad.record import FLAGGED, NOT_ASSESSABLE
+from ecgad.report import DISCLAIMER, decision_words, interval_words, number
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+    from pyarrow.dataset import Dataset
+
+LIGHT = ("record_id", "path", "source_sha256", "format", "quality", "quality_reasons")
+LIGHT += ("score", "p_value", "decision", "error")
+SHOWN = ("record_id", "source_sha256", "duration_s", "quality", "score", "p_value", "decision")
+SHOWN += ("intervals",)
+TOP, GROUPS, NAMED = 20, 50, 8  # records on the page, groups of reasons, records named in each
+BINS = 20  # of the histogram
+DRIFT_D, DRIFT_P = 0.1, 0.01  # Kolmogorov-Smirnov: far enough from uniform, and not by chance
+
+
+def write_report(out: Path, *, pages: list[tuple[dict, str]] | None = None) -> Path:
+    """Writes OUT/report.html, one file that needs no network, and returns its path.
+
+    `pages`: (row, HTML fragment of `page_html`) of the strangest records; they are also kept in
+    OUT/pages, where a later call without `pages` finds them. Raises `ValueError` when OUT holds no
+    finished part of a screening.
+    """
+    import jinja2
+
+    folder = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    if pages is not None:
+        _keep(out, pages)
+    text = environment.get_template("template.html").render(**facts(out))
+    (out / "report.html").write_text(text, encoding="utf-8")
+    return out / "report.html"
+
+
+def facts(out: Path) -> dict[str, Any]:
+    """All that the page says, as plain values for the template."""
+    dataset = _dataset(out)
+    table = dataset.to_table(columns=list(LIGHT))
+    manifest = _manifest(out)
+    alpha = float(manifest.get("alpha", 0.05))
+    state = states(table)
+    p = table["p_value"].to_numpy(zero_copy_only=False).astype(float)
+    p = p[(state == "scored") & np.isfinite(p)]
+    counts = count(table, state)
+    return {
+        "manifest": manifest,
+        "alpha": alpha,
+        "counts": counts,
+        "mismatch": _mismatch(manifest, counts),
+        "share": share(counts["flagged"], counts["scored"]),
+        "histogram": histogram(p, alpha),
+        "drift": drift(p),
+        "by": {name: by(table, state, name) for name in ("quality", "format")},
+        "failed": reasons(table, state, "failed"),
+        "refused": reasons(table, state, "not assessable"),
+        "top": top(dataset, table, state, out, alpha),
+        "model": model(manifest.get("model"), alpha),
+        "disclaimer": DISCLAIMER,
+    }
+
+
+def states(table: Table) -> np.ndarray:
+    """(rows,) "scored", "not assessable" or "failed": each row is exactly one of them."""
+    failed = np.array([bool(error) for error in table["error"].to_pylist()], dtype=bool)
+    decision = np.array(table["decision"].to_pylist(), dtype=object)
+    return np.where(
+        failed, "failed", np.where(decision == NOT_ASSESSABLE, NOT_ASSESSABLE, "scored")
+    )
+
+
+def count(table: Table, state: np.ndarray) -> dict[str, int]:
+    flagged = _flagged(table, state)
+    names = ("scored", "not assessable", "failed")
+    return {
+        "in": len(state),
+        **{n: int((state == n).sum()) for n in names},
+        "flagged": flagged.sum(),
+    }
+
+
+def _flagged(table: Table, state: np.ndarray) -> np.ndarray:
+    return (state == "scored") & (np.array(table["decision"].to_pylist(), dtype=object) == FLAGGED)
+
+
+def share(k: int, n: int) -> dict[str, float] | None:
+    """k of n with the exact (Clopper-Pearson) 95 % interval."""
+    from scipy.stats import binomtest
+
+    if not n:
+        return None
+    low, high = binomtest(int(k), n).proportion_ci(0.95, method="exact")
+    return {"share": k / n, "low": float(low), "high": float(high)}
+
+
+def histogram(p: np.ndarray, alpha: float) -> dict[str, Any]:
+    """Counts of p-values in 20 bins of 0.05, and what each would hold were they uniform."""
+    heights = np.bincount(
+        np.clip(np.ceil(p * BINS - 1e-9) - 1, 0, BINS - 1).astype(int), minlength=BINS
+    )
+    tallest = max(int(heights.max()), len(p) / BINS, 1)
+    bars = [
+        {
+            "count": int(h),
+            "height": h / tallest,
+            "low": i / BINS,
+            "flagged": (i + 1) / BINS <= alpha + 1e-9,
+        }
+        for i, h in enumerate(heights)
+    ]
+    return {
+        "bars": bars,
+        "uniform": len(p) / BINS / tallest,
+        "each": len(p) / BINS,
+        "tallest": tallest,
+    }
+
+
+def drift(p: np.ndarray) -> dict[str, Any] | None:
+    """Whether the p-values look uniform, as they do when nothing has changed since calibration."""
+    from scipy.stats import kstest
+
+    if len(p) < 20:
+        return None
+    test = kstest(p, "uniform")
+    d, chance = float(test.statistic), float(test.pvalue)
+    return {"d": d, "p": chance, "warn": d >= DRIFT_D and chance < DRIFT_P, "n": len(p)}
+
+
+def by(table: Table, state: np.ndarray, column: str) -> list[dict[str, Any]]:
+    """Counts for each value of a column, most frequent first."""
+    values = np.array([v or "unknown" for v in table[column].to_pylist()], dtype=object)
+    flagged = _flagged(table, state)
+    rows = []
+    for name in sorted(set(values)):
+        here = values == name
+        scored = int((here & (state == "scored")).sum())
+        k = int((here & flagged).sum())
+        rows.append(
+            {
+                "name": name,
+                "in": int(here.sum()),
+                "scored": scored,
+                "flagged": k,
+                "share": share(k, scored),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["in"])
+
+
+def reasons(table: Table, state: np.ndarray, wanted: str) -> dict[str, Any]:
+    """Records that were not scored, grouped by why; a message's own path does not split a group."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for row in table.filter(state == wanted).to_pylist():
+        if wanted == "failed":
+            words = _general(row["error"], row)
+        else:
+            words = "; ".join(row["quality_reasons"] or ()) or "no reason given"
+        groups[words].append(row["record_id"] or row["path"] or "")
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    shown = [
+        {
+            "words": words,
+            "count": len(ids),
+            "records": ids[:NAMED],
+            "more": max(len(ids) - NAMED, 0),
+        }
+        for words, ids in ordered[:GROUPS]
+    ]
+    return {"groups": shown, "more": max(len(ordered) - GROUPS, 0)}
+
+
+def _general(message: str, row: dict) -> str:
+    for name in sorted({row["path"] or "", Path(row["path"] or "").name}, key=len, reverse=True):
+        if name:
+            message = message.replace(name, "…")
+    return re.sub(r"\s+", " ", message)
+
+
+def top(dataset: Dataset, table: Table, state: np.ndarray, out: Path, alpha: float) -> list[dict]:
+    """The strangest records with their page, strangest first: by p-value, then by score."""
+    p = table["p_value"].to_numpy(zero_copy_only=False).astype(float)
+    score = table["score"].to_numpy(zero_copy_only=False).astype(float)
+    scored = np.flatnonzero(state == "scored")
+    first = scored[np.lexsort((-score[scored], p[scored]))][:TOP]
+    rows = dataset.take(first, columns=list(SHOWN)).to_pylist()
+    return [_shown(row, out, alpha) for row in rows]
+
+
+def _shown(row: dict, out: Path, alpha: float) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    file = page_file(out, row)
+    place = max(row["intervals"] or (), key=lambda i: i["score"], default=None)
+    return {
+        "id": row["record_id"],
+        "score": number(row["score"]),
+        "p_value": "–" if row["p_value"] is None else f"{row['p_value']:.3g}",
+        "decision": decision_words(row["decision"], alpha),
+        "flagged": row["decision"] == FLAGGED,
+        "place": interval_words(place["lead"], place["start_s"], place["end_s"]) if place else "–",
+        "strength": f"{place['score']:.1f}×" if place else "",
+        "quality": row["quality"],
+        "page": Markup(file.read_text(encoding="utf-8")) if file.is_file() else None,
+    }
+
+
+def page_file(out: Path, row: dict) -> Path:
+    """Where a record's page is kept. Two files may hold records of one name, so the source's
+    checksum is part of it; a name cannot lead out of the folder."""
+    name = quote(str(row["record_id"]), safe="")[:120].lstrip(".")
+    return out / "pages" / f"{name}-{(row.get('source_sha256') or '')[:12]}.html"
+
+
+def _keep(out: Path, pages: list[tuple[dict, str]]) -> None:
+    (out / "pages").mkdir(exist_ok=True)
+    for row, fragment in pages:
+        page_file(out, row).write_text(fragment, encoding="utf-8")
+
+
+def model(card: Any, alpha: float) -> dict[str, Any]:
+    """What scored the records, and what its calibration promises."""
+    card = card if isinstance(card, dict) else {"id": card}
+    sizes = {
+        k: n if isinstance(n, int) else len(n) for k, n in (card.get("calibration") or {}).items()
+    }
+    groups = [
+        {"name": k, "n": n, "smallest": 1 / (n + 1), "bound": false_alarm_bound(n, alpha)}
+        for k, n in sizes.items()
+    ]
+    said = [(k, card[k]) for k in ("method", "trained_on", "licence") if card.get(k)]
+    return {"id": card.get("id"), "sha256": card.get("sha256"), "said": said, "groups": groups}
+
+
+def _dataset(out: Path) -> Dataset:
+    import pyarrow.dataset
+
+    parts = sorted(out.glob("part-*.parquet"))
+    if not parts:
+        raise ValueError(f"{out} holds no part-*.parquet; `ecgad screen PATH -o {out}` makes them")
+    return pyarrow.dataset.dataset([str(part) for part in parts], format="parquet")
+
+
+def _manifest(out: Path) -> dict[str, Any]:
+    file = out / "manifest.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _mismatch(manifest: dict[str, Any], counts: dict[str, int]) -> int | None:
+    """The manifest's number of records, when the table holds another."""
+    expected = (manifest.get("counts") or {}).get("in")
+    return expected if expected is not None and expected != counts["in"] else None

@@ -1,0 +1,133 @@
+"""What the command line shows: a table of the strangest records, the counts, one record in full.
+
+Everything that came from a file goes through `Text`, never through rich's markup, so a record
+named "[red]" is printed as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ecgad.record import FLAGGED, Result
+from ecgad.report import DISCLAIMER, decision_words, interval_words, number, p_words
+
+if TYPE_CHECKING:
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+BAR = 24  # characters of the longest bar
+
+
+def summary_table(rows: list[dict[str, Any]], limit: int = 10) -> Table:
+    """The strangest of the scored `rows` of a screening, by p-value and then by score."""
+    scored = [row for row in rows if _finite(row["score"])]
+    ranked = sorted(scored, key=lambda row: (row["p_value"] or 0.0, -row["score"]))
+    table = _table("record", "score>", "p-value>", "decision", "strongest stretch", "quality")
+    for row in ranked[:limit]:
+        style = "bold" if row["decision"] == FLAGGED else ""
+        cells = (row["record_id"], number(row["score"]), _p(row["p_value"]), row["decision"])
+        table.add_row(*map(_text, (*cells, _strongest(row), row["quality"])), style=style)
+    return table
+
+
+def summary_lines(counts: Mapping[str, int]) -> str:
+    """`counts` has "in", "scored", "not assessable", "failed", and perhaps "flagged".
+
+    >>> summary_lines({"in": 9, "scored": 6, "not assessable": 2, "failed": 1, "flagged": 3})
+    '9 records in: 6 scored (3 flagged), 2 not assessable, 1 failed'
+    """
+    flagged = f" ({counts['flagged']:,} flagged)" if "flagged" in counts else ""
+    return (
+        f"{counts['in']:,} records in: {counts['scored']:,} scored{flagged}, "
+        f"{counts['not assessable']:,} not assessable, {counts['failed']:,} failed"
+    )
+
+
+def result_panel(result: Result) -> Panel:
+    """One result for `ecgad score`: the numbers, what they promise, which leads, which seconds."""
+    from rich.console import Group
+    from rich.panel import Panel
+
+    parts: list[Any] = [_facts(result)]
+    if result.lead_scores:
+        parts += ["", _lead_table(result.lead_scores)]
+    if result.intervals:
+        parts += ["", _interval_table(result)]
+    parts += ["", _text(f"{result.model_id} · {DISCLAIMER}")]
+    title = _text(result.record.record_id)
+    return Panel(Group(*parts), title=title, title_align="left", expand=False)
+
+
+def _facts(result: Result) -> Table:
+    from rich.table import Table
+
+    grade, reasons = result.quality
+    decision = decision_words(result.decision, result.alpha, reasons)
+    table = Table.grid(padding=(0, 2))
+    for name, words in (
+        ("decision", decision),
+        ("score", f"{number(result.score)}  (higher is stranger)"),
+        ("p-value", p_words(result.p_value)),
+        ("quality", "; ".join((grade, *reasons))),
+        ("leads", ", ".join(result.record.leads) + _derived(result.leads_derived)),
+    ):
+        style = "bold" if name == "decision" else ""
+        table.add_row(_text(name), _text(words), style=style)
+    return table
+
+
+def _derived(leads: tuple[str, ...]) -> str:
+    return f"  (derived from I and II: {', '.join(leads)})" if leads else ""
+
+
+def _lead_table(scores: Mapping[str, float]) -> Table:
+    """Bars to the same scale, the longest the strangest lead; no bar for what is below average."""
+    from rich.progress_bar import ProgressBar
+
+    longest = max((s for s in scores.values() if _finite(s)), default=0.0)
+    table = _table("lead", "score>", "")
+    for lead, score in scores.items():
+        share = score / longest if _finite(score) and longest > 0 else 0.0
+        bar = ProgressBar(total=1, completed=max(share, 0.0), width=BAR)
+        table.add_row(_text(lead), _text(number(score)), bar)
+    return table
+
+
+def _interval_table(result: Result) -> Table:
+    table = _table("strange stretch", "strength>")
+    for lead, start_s, end_s, score in result.intervals:
+        table.add_row(_text(interval_words(lead, start_s, end_s)), _text(f"{score:.1f}×"))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """A plain table; a column named with ">" at its end is set to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        table.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left")
+    return table
+
+
+def _strongest(row: dict[str, Any]) -> str:
+    place = max(row["intervals"] or (), key=lambda i: i["score"], default=None)
+    return interval_words(place["lead"], place["start_s"], place["end_s"]) if place else "–"
+
+
+def _p(p_value: float | None) -> str:
+    return f"{p_value:.3g}" if _finite(p_value) else "–"
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _text(words: object) -> Text:
+    from rich.text import Text
+
+    return Text(str(words))
