@@ -1,0 +1,174 @@
+"""Mahalanobis distance on hand-made features: a plain control, learned without gradient.
+
+Paper: Mahalanobis, Proc. Nat. Inst. Sci. India 2(1): 49-55, 1936; shrinkage: Ledoit and Wolf, 2004
+Good at: records that differ as a whole; a bar that learned methods must clear
+Data: signals with 1 or more leads, images
+
+Four kinds of features describe a record, and none asks where a beat begins:
+
+- quantiles of each lead's amplitude and of its slope |x(t+1) - x(t)|,
+- the logarithm of each lead's power in a few log-spaced bands,
+- the covariance of the leads, at lag 0 and, each lead against each later lead, at a few lags, which
+  sees shape: it is what changes when leads are swapped or time runs backwards.
+
+    record --features--> (d,) --standardise, whiten with shrunk covariance--> distance from normals
+
+On an image, slope, power and lags are taken along each axis in turn. Features that do not vary over
+the normals (the variance of a lead that was scaled to 1) get no weight. The distance has no place:
+the map is that one number everywhere. An absent lead, set to 0, is itself far from normal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ecgad.parts.detector import Detector, Evidence, Stage
+
+FLOOR = 1e-6  # of a band's power, in the input's unit squared: 60 dB under a lead scaled to 1
+CONSTANT = 1e-4  # a deviation under this share of the mean is rounding, not variation
+
+
+@dataclass(frozen=True)
+class Config:
+    levels: tuple[float, ...] = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the amplitude
+    slope_levels: tuple[float, ...] = (0.25, 0.5, 0.75, 0.95, 0.99)  # low slopes are rounding
+    bands: int = 8  # log-spaced; fewer where the axis is too short to tell them apart
+    band: tuple[float, float] = (0.005, 0.4)  # cycles a sample; 0.5 to 40 Hz at 100 Hz
+    piece: int = 512  # samples of one spectrum; 5 s at 100 Hz tell heart rates apart
+    lags: tuple[int, ...] = (4, 8, 12, 16)  # samples, beside 0; at 100 Hz from a QRS to a PR time
+
+    def __post_init__(self) -> None:
+        for name in ("levels", "slope_levels"):
+            if not all(0 <= level <= 1 for level in getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; quantiles lie between 0 and 1")
+        if not 0 < self.band[0] < self.band[1] <= 0.5:
+            raise ValueError(f"band is {self.band}; two rising numbers in 0 .. 0.5 cycles a sample")
+        if min((self.bands, self.piece, *self.lags)) < 1:
+            raise ValueError(f"{self}; bands, piece and each lag are at least 1")
+
+
+class Model(Detector):
+    """Mahalanobis distance for inputs of `shape` = (c, *grid)."""
+
+    whole: ClassVar[tuple[str, ...]] = ("distance",)
+    localises: ClassVar[bool] = False
+
+    def __init__(self, shape: tuple[int, ...], config: Config) -> None:
+        super().__init__(shape)
+        self.config = c = config
+        if (longest := max((0, *c.lags))) >= min(self.shape[1:]):
+            raise ValueError(f"a lag of {longest} does not fit grid {self.shape[1:]}: give less")
+        self.bins: list[list[int]] = []  # of each axis: how many frequencies each band holds
+        for axis, t in enumerate(self.shape[1:]):
+            basis, bins = _basis(min(t, c.piece), c.band, c.bands)
+            self.register_buffer(f"basis_{axis}", basis, persistent=False)  # (piece, 2 freqs)
+            self.bins.append(bins)
+        d = self.features(torch.zeros(1, *self.shape)).shape[1]
+        self.register_buffer("centre", torch.zeros(d))
+        self.register_buffer("whiten", torch.zeros(d, d))  # before `warm_up` nothing is strange
+
+    def forward(self, x: Tensor) -> Evidence:
+        self.check(x)
+        z = (self.features(x) - self.get_buffer("centre")) @ self.get_buffer("whiten")
+        distance = z.square().sum(1, keepdim=True).sqrt()  # (b, 1)
+        grid = self.shape[1:]
+        return Evidence(distance.reshape(-1, 1, *[1] * len(grid)).expand(-1, -1, *grid), distance)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What describes a record: (b, c, *grid) -> (b, d)."""
+        c = self.config
+        found = [quantiles(x.flatten(2), c.levels), covariance(x)]
+        for axis, bins in enumerate(self.bins):
+            along = x.movedim(2 + axis, -1).flatten(2, -2) if x.ndim > 3 else x[:, :, None]
+            slope = (along[..., 1:] - along[..., :-1]).abs()  # (b, c, rows, t - 1)
+            found.append(quantiles(slope.flatten(2), c.slope_levels))
+            found.append(spectrum(along, self.get_buffer(f"basis_{axis}"), bins))
+            found += [lagged_covariance(along, lag) for lag in c.lags]
+        return torch.cat(found, dim=1)
+
+    def loss(self, x: Tensor) -> Tensor:
+        """The mean distance. Nothing is learned by gradient: there are no stages."""
+        return self.forward(x).whole.mean()
+
+    def stages(self) -> list[Stage]:
+        return []
+
+    @torch.no_grad()
+    def warm_up(self, batches: Iterable[Tensor]) -> None:
+        """Centre, scale and whitening of the features over all `batches`, in float64.
+
+        Raises `ValueError` for fewer than two records.
+        """
+        from sklearn.covariance import LedoitWolf
+
+        found = [self.features(x).double().cpu() for x in batches]
+        if (n := sum(map(len, found))) < 2:
+            raise ValueError(f"{n} records; a covariance needs at least two, better hundreds")
+        rows = torch.cat(found)  # (n, d)
+        deviation, centre = torch.std_mean(rows, dim=0, correction=0)
+        varies = deviation > CONSTANT * centre.abs()
+        weight = torch.where(varies, 1 / deviation, 0)
+        shrunk = LedoitWolf(assume_centered=True).fit(((rows - centre) * weight).numpy())
+        precision = torch.from_numpy(shrunk.get_precision())
+        root = torch.linalg.cholesky((precision + precision.T) / 2)  # precision = root root^T
+        self.get_buffer("centre").copy_(centre)
+        self.get_buffer("whiten").copy_(weight[:, None] * root)
+
+
+def quantiles(values: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """Of (b, c, n): (b, c levels). As `torch.quantile`, which has no ONNX form."""
+    ranks = torch.tensor(levels, dtype=torch.float64) * (values.shape[-1] - 1)
+    low, high = ranks.floor().long().tolist(), ranks.ceil().long().tolist()
+    between = (ranks - ranks.floor()).to(values)
+    ordered = values.sort(dim=-1).values
+    return torch.lerp(ordered[..., low], ordered[..., high], between).flatten(1)
+
+
+def spectrum(along: Tensor, basis: Tensor, bins: list[int]) -> Tensor:
+    """Log power in bands along the last axis of (b, c, rows, t), mean of all rows and pieces."""
+    centred = along - along.mean((2, 3), keepdim=True)
+    pieces = torch.stack([centred[..., s : s + len(basis)] for s in _starts(along, basis)], dim=3)
+    waves = (pieces @ basis).unflatten(-1, (2, -1))  # (b, c, rows, pieces, cos and sin, freqs)
+    power = waves.square().sum(-2).mean((2, 3))  # (b, c, freqs)
+    return torch.cat([(p.mean(-1) + FLOOR).log() for p in power.split(bins, dim=-1)], dim=1)
+
+
+def covariance(x: Tensor) -> Tensor:
+    """Each pair of leads once, a lead with itself included: (b, c, *grid) -> (b, c (c + 1) / 2)."""
+    centred = x.flatten(2) - x.flatten(2).mean(2, keepdim=True)
+    full = centred @ centred.transpose(1, 2) / centred.shape[2]
+    first, second = torch.triu_indices(x.shape[1], x.shape[1]).tolist()
+    return full[:, first, second]
+
+
+def lagged_covariance(along: Tensor, lag: int) -> Tensor:
+    """Each lead with each lead `lag` samples later: (b, c, rows, t) -> (b, c c)."""
+    centred = along - along.mean((2, 3), keepdim=True)
+    now, later = centred[..., :-lag].flatten(2), centred[..., lag:].flatten(2)
+    return (now @ later.transpose(1, 2) / now.shape[2]).flatten(1)
+
+
+def _starts(along: Tensor, basis: Tensor) -> list[int]:
+    """Of pieces that overlap by half or a little more and reach from end to end."""
+    t, piece = along.shape[-1], len(basis)
+    count = 2 * math.ceil(t / piece) - 1
+    return [round(i * (t - piece) / max(count - 1, 1)) for i in range(count)]
+
+
+def _basis(t: int, band: tuple[float, float], bands: int) -> tuple[Tensor, list[int]]:
+    """Hann-tapered cosines and sines at the frequencies of the band, (t, 2 freqs), and how many
+    of them each log-spaced band holds; bands without any are left out."""
+    frequency = torch.arange(t // 2 + 1, dtype=torch.float64) / t  # cycles a sample
+    frequency = frequency[(frequency >= band[0]) & (frequency <= band[1])]
+    edges = torch.logspace(*(math.log10(f) for f in band), bands + 1, dtype=torch.float64)[1:-1]
+    bins = torch.bucketize(frequency, edges).bincount()
+    taper = torch.hann_window(t + 2, periodic=False, dtype=torch.float64)[1:-1]
+    phase = 2 * math.pi * torch.arange(t, dtype=torch.float64)[:, None] * frequency
+    waves = torch.cat([phase.cos(), phase.sin()], dim=1) * taper[:, None]
+    return (waves / taper.square().sum().sqrt()).float(), bins[bins > 0].tolist()
