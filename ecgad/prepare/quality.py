@@ -22,7 +22,7 @@ from ecgad.record import LIMB, Quality, Record
 FLAT_MV = 0.01  # below the noise of a connected electrode
 SWING_MV = (0.1, 10.0)  # peak to peak in a second; real records lie at 0.2 .. 4
 WILD_MV = 20.0  # a sentinel value or a hit electrode; a large R wave is 5
-EINTHOVEN_MV, EINTHOVEN_SHARE = 0.05, 0.1  # rms; rounding to 1 uV leaves below 0.001
+EINTHOVEN_MV, EINTHOVEN_SHARE = 0.025, 0.1  # rms, and of the limb leads' own; clean: 0.001
 
 _LAWS = np.array(  # each row is 0 on leads that are what they are called
     [  # I    II  III aVR aVL aVF
@@ -40,7 +40,7 @@ class Assessment(NamedTuple):
     usable: np.ndarray  # (leads, time) bool; nowhere True when the grade is "reject"
 
 
-@np.errstate(over="ignore", invalid="ignore")  # values near the end of float32, NaN out of `ok`
+@np.errstate(over="ignore")  # values near the end of float32
 def assess(record: Record, min_leads: int = 1) -> Assessment:
     """Grades a record and says which samples may be judged; never raises for an odd signal.
 
@@ -159,7 +159,7 @@ def _unit_problem(swing: np.ndarray, alive: np.ndarray) -> str | None:
     if SWING_MV[0] <= typical / 1000 <= SWING_MV[1]:
         guess = "the unit is probably uV, not mV (a factor 1000)"
     if SWING_MV[0] <= typical * 1000 <= SWING_MV[1]:
-        guess = "either no ECG, or the unit is V, not mV (a factor 1000)"
+        guess = "no ECG, or the unit is V, or mV called uV (a factor 1000)"
     return f"median peak-to-peak is {typical:.4g} mV: {guess}; fix the header's gain or unit"
 
 
@@ -177,13 +177,13 @@ def _clipped_at(
 
 
 def _is_clipped(x: np.ndarray, alive: np.ndarray, level: float, rate_hz: float) -> bool:
-    """At least three plateaus of 20 ms, over 1 % of the time, at a level away from the middle.
+    """At least three plateaus of 10 ms, over 1 % of the time, at a level away from the middle.
 
     A lead whose baseline is its lowest value, to the last bit, is smooth and not clipped.
     """
     edges = np.flatnonzero(np.diff(alive & (x == level), prepend=False, append=False))
     lengths = edges[1::2] - edges[::2]
-    plateaus = lengths[lengths >= max(0.02 * rate_hz, 3)]  # in samples; 2 equal ones are chance
+    plateaus = lengths[lengths >= max(0.01 * rate_hz, 3)]  # in samples; 2 equal ones are chance
     if len(plateaus) < 3 or plateaus.sum() <= 0.01 * len(x):
         return False
     middle = np.median(x[alive])
@@ -210,7 +210,7 @@ def _einthoven(record: Record, x: np.ndarray, usable: np.ndarray) -> list[str]:
     if broken <= max(EINTHOVEN_MV, EINTHOVEN_SHARE * float(covariance.trace() / len(rows)) ** 0.5):
         return []
     suspicion = _suspicion(laws, covariance, broken)
-    return [f"limb leads break Einthoven's law by {broken:.2f} mV rms: {suspicion}"]
+    return [f"limb leads break Einthoven's law by {broken:.2g} mV rms: {suspicion}"]
 
 
 def _rms(laws: np.ndarray, covariance: np.ndarray) -> float:
