@@ -17,9 +17,10 @@ import numpy as np
 from ecgad.read import wfdb
 from ecgad.record import NotMine, ReadError, Record
 
-__all__ = ["Annotations", "find", "read", "read_annotations"]
+__all__ = ["FORMATS", "Annotations", "find", "read", "read_annotations"]
 
-_READERS = {"WFDB": wfdb.read}
+FORMATS = "WFDB (a .hea with its .dat or .mat)"
+_READERS = (wfdb.read,)
 _ENDINGS = (".hea", ".dat", ".mat")
 
 
@@ -32,11 +33,11 @@ def read(path: str | Path) -> Record:
     """
     path = Path(path)
     reasons = []
-    for name, reader in _READERS.items():
+    for reader in _READERS:
         try:
             return reader(path)
         except NotMine as error:
-            reasons.append(f"{name} ({error})")
+            reasons.append(str(error))
         except OSError as error:
             raise ReadError(f"{path}: cannot be opened: {error.strerror}") from error
     raise ReadError(f"{path}: {_what_came(path, reasons)}")
@@ -144,4 +145,4 @@ def _what_came(path: Path, reasons: list[str]) -> str:
     with path.open("rb") as file:
         start = file.read(8)
     what = f"starts with {start!r} and" if start else "is empty (0 bytes) and"
-    return f"{what} is none of the formats read here: {', '.join(reasons)}"
+    return f"{what} is none of the formats read here, {FORMATS}: {'; '.join(reasons)}"
