@@ -1,6 +1,6 @@
 """A screening as one page: OUT/report.html, from OUT/part-*.parquet and OUT/manifest.json.
 
-Of the manifest this reads `command`, `alpha`, `started`, `ended`, `versions` {name: version},
+Of the manifest this reads `command`, `alpha`, `started`, `ended`, `ecgad`, `versions` {name: text},
 `counts` {"in": n, ...} and `model` {"id", "sha256", "method", "trained_on", "licence",
 "calibration" {group: n}}; what is absent is left out of the page. All other numbers are counted in
 the table itself, and the page says so when the two disagree.

@@ -1,0 +1,484 @@
+"""What a clinician reads: true to the millimetre, to the second and to the table behind it."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from ecgad.record import (
+    FLAGGED,
+    LEADS,
+    NOT_ASSESSABLE,
+    NOT_FLAGGED,
+    Interval,
+    Quality,
+    Record,
+    Result,
+)
+from ecgad.report import html, page, terminal
+from ecgad.report.page import draw_page, look, map_bins, page_html
+
+RATE = 500.0
+HOSTILE = "<script>alert('x')</script>"
+
+
+def record(signal, leads=LEADS, *, valid=None, record_id="r1"):
+    signal = np.asarray(signal, np.float32)
+    valid = np.ones(signal.shape, bool) if valid is None else valid
+    return Record(signal, RATE, tuple(leads), valid, record_id)
+
+
+def result(of, *intervals, **changes):
+    made = Result(
+        record=of,
+        score=3.71,
+        p_value=0.004,
+        p_group="12 of 12 leads",
+        decision=FLAGGED,
+        alpha=0.05,
+        quality=Quality("ok", ()),
+        lead_scores=dict.fromkeys(of.leads, 1.0),
+        intervals=tuple(Interval(*i) for i in intervals),
+        map=np.zeros((len(of.leads), of.signal.shape[1]), np.float32),
+        map_leads=of.leads,
+        map_rate_hz=RATE,
+        model_id="mmae-12lead",
+    )
+    return replace(made, **changes)
+
+
+def silent(seconds=10.0, leads=LEADS):
+    return record(np.zeros((len(leads), int(seconds * RATE))), leads)
+
+
+def refused():
+    of = record(np.zeros((12, 5000)), valid=np.zeros((12, 5000), bool))
+    return result(
+        of,
+        decision=NOT_ASSESSABLE,
+        score=float("nan"),
+        p_value=None,
+        lead_scores={},
+        quality=Quality("reject", ("no lead can be judged",)),
+        map=np.zeros((0, 0), np.float32),
+        map_leads=(),
+    )
+
+
+def named(figure, gid):
+    return figure.findobj(lambda artist: artist.get_gid() == gid)
+
+
+def trace_mm(figure, lead, row):
+    """(points, 2) of a trace, in mm on paper from the page's lower left corner."""
+    (line,) = named(figure, f"trace {lead} {row}")
+    return line.get_transform().transform(line.get_xydata()) / figure.dpi * 25.4
+
+
+def words(figure):
+    return [text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text"))]
+
+
+# The page
+
+
+def test_a_millivolt_is_ten_millimetres_and_a_second_twenty_five():
+    signal = np.zeros((12, 5000))
+    signal[1, 1500:2000] = 1.0  # lead II, from 3.0 to 4.0 s
+    mm = trace_mm(draw_page(result(record(signal))), "II", 3)
+    up, down = np.flatnonzero(np.abs(np.diff(mm[:, 1])) > 1)
+    assert mm[up + 1, 1] - mm[up, 1] == pytest.approx(10.0, abs=1e-6)
+    assert mm[down, 0] - mm[up, 0] == pytest.approx(25.0, abs=1e-6)
+
+
+def test_a_printed_page_keeps_its_size_on_paper():
+    figure = draw_page(result(silent(), ("V2", 1.0, 2.0, 2.0)))
+    assert figure.get_size_inches() * 25.4 == pytest.approx((270.0, 210.0))
+
+
+def test_the_calibration_pulse_is_a_millivolt_by_200_ms():
+    figure = draw_page(result(silent()))
+    for row in range(4):
+        (line,) = named(figure, f"pulse {row}")
+        high = line.get_xydata()[line.get_ydata() > line.get_ydata().min()]
+        assert np.ptp(line.get_ydata()) == pytest.approx(10.0)
+        assert np.ptp(high[:, 0]) == pytest.approx(0.2 * 25)
+
+
+def test_columns_follow_one_another_in_time():
+    signal = np.zeros((12, 5000))
+    signal[:, 3000] = 1.0  # 6.0 s: in the third column, 1.0 s from its left edge
+    figure = draw_page(result(record(signal)))
+    v1 = trace_mm(figure, "V1", 0)
+    assert v1[v1[:, 1].argmax(), 0] == pytest.approx(15 + 2 * 62.5 + 25, abs=1e-6)
+    assert np.ptp(trace_mm(figure, "V4", 0)[:, 1]) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_band_lies_under_the_trace_at_the_samples_it_is_about():
+    figure = draw_page(result(silent(), ("V2", 5.5, 6.1, 2.0)))
+    (band,) = named(figure, "band V2 1")
+    (line,) = named(figure, "trace V2 1")
+    at = line.get_xdata()[[250, 550]]  # of samples from 5.0 s on
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx(at)
+    assert band.get_zorder() < line.get_zorder()
+
+
+def test_an_interval_of_no_single_lead_marks_every_lead_shown_then():
+    figure = draw_page(result(silent(), ("all", 5.5, 6.1, 2.0)))
+    marked = {a.get_gid() for a in figure.findobj() if str(a.get_gid()).startswith("band")}
+    assert marked == {"band V1 0", "band V2 1", "band V3 2", "band II 3"}
+
+
+def test_the_strongest_stretch_gets_a_strip_when_its_column_shows_another_time():
+    figure = draw_page(result(silent(), ("V2", 3.1, 3.9, 2.0)))
+    (band,) = named(figure, "band V2 4")
+    assert band.get_x() == pytest.approx(15 + 3.1 * 25)
+    assert not named(figure, "band V2 1")
+
+
+def test_a_marked_stretch_out_of_view_is_said():
+    shown = result(silent(), ("V2", 5.5, 6.1, 3.0), ("aVF", 8.0, 8.5, 1.5))
+    assert any("not in view: aVF 8.0–8.5 s" in text for text in words(draw_page(shown)))
+
+
+def test_limb_leads_come_from_i_and_ii_when_the_file_lacks_them():
+    kept = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
+    signal = np.zeros((8, 5000))
+    signal[0, 2000:2100], signal[1, 2000:2100] = 0.4, 1.0
+    view = look(result(record(signal, kept)))
+    height = {lead: trace[2050] for lead, trace in view.traces.items()}
+    assert height["III"] == pytest.approx(0.6)  # Einthoven: II - I
+    assert height["aVR"] == pytest.approx(-0.7)  # Goldberger: -(I + II) / 2
+    assert height["aVL"] == pytest.approx(-0.1)  # I - II / 2
+    assert height["aVF"] == pytest.approx(0.8)  # II - I / 2
+    said = words(draw_page(result(record(signal, kept))))
+    assert {"III (derived)", "aVR (derived)", "aVL (derived)", "aVF (derived)", "I"} <= set(said)
+
+
+def test_a_line_has_a_gap_where_the_file_has_no_sample():
+    valid = np.ones((12, 5000), bool)
+    valid[1, 1000:1200] = False
+    of = record(np.zeros((12, 5000)), valid=valid)
+    gap = np.isnan(trace_mm(draw_page(result(of)), "II", 3)[:, 1])
+    assert gap.tolist() == (~valid[1]).tolist()
+
+
+@pytest.mark.parametrize(("peak", "gain"), [(1.7, 10.0), (1.9, 5.0), (4.0, 2.5)])
+def test_a_tall_signal_is_drawn_at_a_smaller_gain_and_the_page_says_so(peak, gain):
+    signal = np.zeros((12, 5000))
+    signal[6, 2500:2600] = peak  # one lead of twelve is enough
+    figure = draw_page(result(record(signal)))
+    assert np.ptp(trace_mm(figure, "V1", 0)[:, 1]) == pytest.approx(peak * gain, abs=1e-4)
+    said = " ".join(words(figure))
+    assert f"25 mm/s  {gain:g} mm/mV" in said
+    assert (f"gain {gain:g} mm/mV" in said) == (gain < 10)
+
+
+def test_a_peak_cut_off_is_said():
+    signal = np.zeros((12, 5000))
+    signal[7, 2600] = 3.0  # a single sample does not shrink the page
+    assert any("cut off: V2" in text for text in words(draw_page(result(record(signal)))))
+
+
+def test_of_a_long_record_the_strongest_stretch_is_shown_in_its_column():
+    figure = draw_page(result(silent(60), ("V5", 41.0, 41.6, 3.0), ("I", 2.0, 3.0, 1.1)))
+    assert named(figure, "band V5 1")
+    assert any("shown: 32.5–42.5 s of 60.0 s" in text for text in words(figure))
+
+
+def test_few_leads_get_a_row_each():
+    view = look(result(silent(leads=("V1", "resp"))))
+    assert [(p.lead, p.row, p.seconds) for p in view.panels] == [("V1", 0, 10.0), ("resp", 1, 10.0)]
+
+
+def test_a_lead_that_was_not_recorded_keeps_its_place_and_is_named():
+    view = look(result(silent(leads=LEADS[:11])))
+    assert "V6" not in view.traces
+    assert "V6 (not recorded)" in words(draw_page(result(silent(leads=LEADS[:11]))))
+
+
+def test_the_map_is_shown_at_its_own_seconds():
+    values = np.full((12, 500), 0.5, np.float32)  # at 50 Hz
+    values[7, 300:305] = 4.0  # V2, from 6.0 s to 6.1 s
+    values[7, 350:] = np.nan
+    shown = result(silent(), map=values, map_rate_hz=50.0)
+    panel = next(p for p in look(shown).panels if p.lead == "V2")  # 5.0 s to 7.5 s
+    bins = map_bins(shown, panel)
+    assert np.flatnonzero(bins == 4.0) / 50 + 5.0 == pytest.approx(np.arange(6.0, 6.1, 0.02))
+    assert np.isnan(bins[100:]).all()
+    assert not np.isnan(bins[:100]).any()
+
+
+def test_a_record_that_was_not_judged_still_has_a_page():
+    said = words(draw_page(refused()))
+    assert "not assessable" in said
+    assert "V1 (no valid samples)" in said
+    assert any("no lead can be judged" in text for text in said)
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
+    code = (
+        "import sys, numpy as np, matplotlib; before = matplotlib.rcParams.copy()\n"
+        "from tests.test_report import *\n"
+        "page_html(result(silent()))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert all(before[k] == v for k, v in matplotlib.rcParams.items())"
+    )
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_a_page_is_small_self_contained_and_holds_no_foreign_markup():
+    noise = np.random.default_rng(0).normal(0, 0.2, (12, 5000))
+    made = page_html(result(record(noise, record_id=HOSTILE), ("V2", 3.1, 3.9, 2.4)))
+    assert len(made) < 250_000
+    assert "<script" not in made
+    assert "http" not in made
+    assert "&lt;script&gt;" in made
+    assert "V2 3.1–3.9 s (2.4×)" in made
+
+
+def test_no_form_calls_a_record_normal():
+    shown = result(silent(), decision=NOT_FLAGGED, p_value=0.6)
+    said = " ".join([*words(draw_page(shown)), page_html(shown).split("figcaption")[1]])
+    said += printed(terminal.result_panel(shown))
+    assert "no anomaly flagged at alpha = 0.05" in said
+    assert "normal" not in said.lower().replace("abnormal", "normal")
+
+
+# The report of a screening
+
+ROW = pa.schema(
+    [
+        *((name, pa.string()) for name in ("record_id", "path", "source_sha256", "format")),
+        ("duration_s", pa.float64()),
+        ("quality", pa.string()),
+        ("quality_reasons", pa.list_(pa.string())),
+        ("score", pa.float64()),
+        ("p_value", pa.float64()),
+        ("decision", pa.string()),
+        (
+            "intervals",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("lead", pa.string()),
+                        ("start_s", pa.float64()),
+                        ("end_s", pa.float64()),
+                        ("score", pa.float64()),
+                    ]
+                )
+            ),
+        ),
+        ("error", pa.string()),
+    ]
+)
+
+
+def row(i, p=0.5, **changes):
+    return {
+        "record_id": f"r{i}",
+        "path": f"/archive/r{i}.hea",
+        "source_sha256": f"{i:012x}" + 52 * "0",
+        "format": "wfdb",
+        "duration_s": 10.0,
+        "quality": "ok",
+        "quality_reasons": [],
+        "score": 1.0 - p,
+        "p_value": p,
+        "decision": FLAGGED if p <= 0.05 else NOT_FLAGGED,
+        "intervals": [{"lead": "V2", "start_s": i / 10, "end_s": i / 10 + 1, "score": 2.0}],
+        "error": None,
+        **changes,
+    }
+
+
+NOTHING = {"score": None, "p_value": None, "intervals": None}
+REFUSED = {**NOTHING, "decision": NOT_ASSESSABLE, "quality": "reject"}
+
+
+def screening(folder, rows, parts=1, **manifest):
+    table = pa.Table.from_pylist(rows, schema=ROW) if isinstance(rows, list) else rows
+    each = -(-len(table) // parts)
+    for part in range(parts):
+        pq.write_table(table.slice(part * each, each), folder / f"part-{part:05d}.parquet")
+    (folder / "manifest.json").write_text(json.dumps({"alpha": 0.05, **manifest}))
+    return folder
+
+
+def spread(n):
+    return [row(i, p=(i + 1) / n) for i in range(n)]
+
+
+def test_counts_on_the_page_are_those_of_the_table(tmp_path):
+    rows = spread(40)  # p = 0.025, 0.05, ...: two are flagged
+    rows += [row(100 + i, **REFUSED) for i in range(3)]
+    rows += [row(200 + i, **NOTHING, decision=None, error="empty") for i in range(2)]
+    text = html.write_report(screening(tmp_path, rows, parts=3)).read_text()
+    tiles = [int(n) for n in re.findall(r'class="tile[^"]*"><b>(\d+)</b>', text)]
+    assert tiles == [45, 40, 3, 2, 2]
+
+
+def test_a_table_that_lacks_records_of_the_manifest_is_called_incomplete(tmp_path):
+    whole = html.write_report(screening(tmp_path, spread(5), counts={"in": 5})).read_text()
+    short = html.write_report(screening(tmp_path, spread(5), counts={"in": 8})).read_text()
+    assert "Incomplete" not in whole
+    assert "lists 8 records, the table holds 5" in short
+
+
+def test_the_report_runs_nothing_and_fetches_nothing(tmp_path):
+    rows = [
+        row(1, record_id=HOSTILE, path=HOSTILE),
+        row(2, error=HOSTILE, decision=None, **NOTHING),
+    ]
+    rows.append(row(3, **REFUSED | {"quality_reasons": [HOSTILE], "format": HOSTILE}))
+    made = screening(tmp_path, rows, command=HOSTILE, model={"id": HOSTILE}, versions={HOSTILE: 1})
+    text = html.write_report(made).read_text()
+    assert "&lt;script&gt;" in text
+    assert not re.search(r"<script|https?://|@import|url\(|<link", text)
+
+
+def test_the_share_flagged_has_its_exact_interval():
+    from scipy.stats import beta
+
+    found = html.share(9, 100)
+    assert found is not None
+    assert found["share"] == 0.09
+    assert found["low"] == pytest.approx(beta.ppf(0.025, 9, 92), rel=1e-9)
+    assert found["high"] == pytest.approx(beta.ppf(0.975, 10, 91), rel=1e-9)
+
+
+def test_a_p_value_of_alpha_itself_counts_among_the_flagged_bars():
+    bars = html.histogram(np.array([0.05, 0.01, 0.0501, 1.0]), 0.05)["bars"]
+    assert [bar["count"] for bar in bars] == [2, 1, *[0] * 17, 1]
+    assert [bar["flagged"] for bar in bars] == [True, *[False] * 19]
+
+
+def test_drift_is_warned_of_and_an_unchanged_archive_is_not():
+    p = (np.arange(400) + 0.5) / 400
+    same, moved = html.drift(p), html.drift(p**2)
+    assert same is not None
+    assert moved is not None
+    assert moved["d"] == pytest.approx(0.25, abs=0.01)  # max of sqrt(x) - x
+    assert (same["warn"], moved["warn"]) == (False, True)
+
+
+def test_the_strangest_records_come_with_their_own_intervals(tmp_path):
+    rows = spread(60)[::-1]
+    top = html.facts(screening(tmp_path, rows, parts=4))["top"]
+    assert [shown["id"] for shown in top] == [f"r{i}" for i in range(20)]
+    assert top[7]["place"] == "V2 0.7–1.7 s"
+
+
+def test_failures_are_grouped_by_what_went_wrong_not_by_path(tmp_path):
+    errors = [
+        row(i, **NOTHING, decision=None, error=f"/archive/r{i}.hea: 0 bytes; copy it anew")
+        for i in range(30)
+    ]
+    found = html.facts(screening(tmp_path, [row(99), *errors]))["failed"]
+    (group,) = found["groups"]
+    assert (group["words"], group["count"]) == ("…: 0 bytes; copy it anew", 30)
+    assert (group["records"][:2], len(group["records"]) + group["more"]) == (["r0", "r1"], 30)
+
+
+def test_pages_given_once_are_found_again_and_never_under_another_record(tmp_path):
+    one, two = row(1, 0.01, record_id="same/name"), row(2, 0.02, record_id="same/name")
+    made = screening(tmp_path, [one, two, row(3, 0.03, record_id="../../escape")])
+    html.write_report(made, pages=[(one, "<b>first</b>"), (two, "<b>second</b>")])
+    text = html.write_report(made).read_text()
+    assert re.findall(r'id="page-(\d)"><b>(\w+)', text) == [("1", "first"), ("2", "second")]
+    kept = [html.page_file(tmp_path, {"record_id": "../../x"}), *(tmp_path / "pages").iterdir()]
+    assert {file.parent for file in kept} == {tmp_path / "pages"}
+
+
+def test_the_model_says_what_its_calibration_can_promise():
+    (group,) = html.model({"id": "m", "calibration": {"12 of 12 leads": 499}}, 0.05)["groups"]
+    assert group["smallest"] == 1 / 500
+    assert group["bound"] == pytest.approx(0.067, abs=0.001)  # Vovk 2012, as in calibrate.py
+
+
+def test_a_folder_without_a_screening_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no part-"):
+        html.write_report(tmp_path)
+
+
+def test_a_hundred_thousand_records_make_a_small_page_in_seconds(tmp_path):
+    n, rng = 100_000, np.random.default_rng(0)
+    p = rng.uniform(size=n)
+    columns = {name: pa.nulls(n, ROW.field(name).type) for name in ROW.names}
+    ids = pa.array([f"folder/{i}" for i in range(n)])
+    columns |= {"record_id": ids, "path": ids, "p_value": pa.array(p), "score": pa.array(1 - p)}
+    columns["decision"] = pa.array(np.where(p <= 0.05, FLAGGED, NOT_FLAGGED))
+    failed = np.where(rng.uniform(size=n) < 0.2, ids.to_numpy(zero_copy_only=False), None)
+    columns["error"] = pa.array([i and f"{i}: broken at byte {k}" for k, i in enumerate(failed)])
+    made = screening(tmp_path, pa.table(columns, schema=ROW), parts=4)
+    started = time.perf_counter()
+    file = html.write_report(made)
+    assert time.perf_counter() - started < 30
+    assert file.stat().st_size < 5e6
+    assert "100,000" in file.read_text()
+
+
+# The terminal
+
+
+def printed(thing):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(thing)
+    return console.file.getvalue()
+
+
+def test_the_terminal_lists_the_strangest_first_and_only_what_was_scored():
+    rows = [row(1, 0.5), row(2, 0.01), row(3, **REFUSED), row(4, 0.2), row(5, 0.9)]
+    lines = printed(terminal.summary_table(rows, limit=3)).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["r2", "r4", "r1"]
+    assert "V2 0.2–1.2 s" in lines[2]
+
+
+def test_a_records_name_is_never_read_as_markup():
+    name = "[red]r[/red] [bold"
+    assert name in printed(terminal.summary_table([row(1, record_id=name)]))
+    assert name in printed(
+        terminal.result_panel(result(record(np.zeros((12, 50)), record_id=name)))
+    )
+
+
+def test_a_result_in_the_terminal_says_what_its_p_value_promises():
+    text = printed(terminal.result_panel(result(silent(), ("V2", 3.1, 3.9, 2.4), p_value=1 / 301)))
+    assert "flagged at alpha = 0.05" in text
+    assert "0.00332: at most 3.4 in 1,000 records like those of the calibration" in text
+    assert re.search(r"V2 3\.1–3\.9 s +2\.4×", text)
+
+
+def test_bars_of_leads_are_to_one_scale():
+    scores = {"I": 2.0, "II": 1.0, "III": -1.0, "aVR": float("nan")}
+    text = printed(terminal.result_panel(result(silent(), lead_scores=scores)))
+    bars = [line.count("━") for line in text.splitlines() if re.match(r"│ (I+|aVR) +\S+ ", line)]
+    assert bars == [24, 12, 0, 0]
+
+
+def test_a_result_that_was_not_judged_says_why_and_makes_up_no_number():
+    text = printed(terminal.result_panel(refused()))
+    assert "not assessable: no lead can be judged" in text
+    assert "p-value   none" in text
+    assert "nan" not in text
+
+
+def test_counts_in_words_add_up():
+    counts = {"in": 9, "scored": 6, "not assessable": 2, "failed": 1, "flagged": 3}
+    said = terminal.summary_lines(counts)
+    assert said == "9 records in: 6 scored (3 flagged), 2 not assessable, 1 failed"
+
+
+def test_widths_of_the_page_add_up_to_ten_seconds():
+    assert page.WIDTH == 2 * page.MARGIN + page.PULSE + 250
