@@ -66,8 +66,8 @@ def test_a_flat_stretch_is_masked_exactly_where_it_is():
 
 
 def test_a_stretch_shorter_than_a_second_is_not_called_flat():
-    assert assess(change("V3", 5.0, slice(2000, 2499))).quality.grade == "ok"
-    assert assess(change("V3", 5.0, slice(2000, 2500))).quality.grade == "limited"
+    assert assess(change("V3", 5.0, slice(2100, 2599))).quality.grade == "ok"
+    assert assess(change("V3", 5.0, slice(2100, 2600))).quality.grade == "limited"
 
 
 def test_flat_is_within_10_uv_not_only_constant():
@@ -126,6 +126,15 @@ def test_a_gap_is_masked_and_its_length_named():
     np.testing.assert_array_equal(usable, valid)
 
 
+@pytest.mark.parametrize("junk", [np.nan, 0.5, 1e4])
+def test_what_stands_in_a_gap_does_not_matter(junk):
+    valid = without()
+    valid[row("V3"), S] = False
+    quality, usable = assess(change("V3", junk, S, valid=valid))
+    assert quality == ("limited", ("lead V3 is missing for 2 s",))
+    np.testing.assert_array_equal(usable, valid)
+
+
 def test_not_a_number_counts_as_missing_even_where_the_reader_called_it_valid():
     quality, usable = assess(change("V3", [np.nan, np.inf], slice(10, 12)))
     assert quality == ("limited", ("lead V3 is missing for 0.004 s",))
@@ -167,9 +176,10 @@ def test_the_unit_is_judged_by_the_leads_that_are_not_flat():
 
 def test_the_unit_is_judged_where_the_record_is_not_flat():
     signal = clean().signal.copy()
-    signal[:, 2700:4900] = 5
+    signal[:, :2250] = 0
+    signal[:, 2250:3000] = np.resize([0.02, -0.02], 750)  # quiet, and with it over half the time
     reasons = assess(replace(clean(), signal=signal)).quality.reasons
-    assert reasons == ("all 12 leads are flat for up to 4.4 s",)
+    assert reasons == ("all 12 leads are flat for up to 4.5 s",)
 
 
 def test_one_lead_in_another_unit_is_not_used():

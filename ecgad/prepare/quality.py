@@ -69,7 +69,6 @@ def assess(record: Record, min_leads: int = 1) -> Assessment:
         top, bottom = _extremes(x, alive, second)
     large = ~missing & ~flat & (swing > SWING_MV[1])
     clipped = _clipped_at(x, alive, top, bottom, record.rate_hz)  # (leads,) mV, NaN when not
-    clipped[missing | flat | large] = np.nan
     lost = missing | flat | large | ~np.isnan(clipped)
     usable = alive & ~lost[:, None]
     reasons = [
@@ -115,7 +114,7 @@ def _flat(x: np.ndarray, ok: np.ndarray, swings: np.ndarray, second: int) -> np.
     """Where a lead stays within `FLAT_MV` for a second or longer, (leads, time) bool."""
     flat = np.zeros(x.shape, dtype=bool)
     for lead in np.flatnonzero((swings < FLAT_MV).any(axis=1)):  # a flat second holds such a block
-        flat[lead] = ok[lead] & _flat_stretches(x[lead], ok[lead], second)
+        flat[lead] = _flat_stretches(x[lead], ok[lead], second)
     return flat
 
 
