@@ -232,7 +232,7 @@ def test_drawing_leaves_matplotlib_as_it_was():
         "from tests.test_report import *\n"
         "page_html(result(silent()))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
-        "assert all(before[k] == v for k, v in matplotlib.rcParams.items())"
+        "assert before == matplotlib.rcParams.copy()"
     )
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
