@@ -95,15 +95,18 @@ class Bundle:
 
         One window at a time, so that a record's numbers are the same to the last bit in any crowd.
         """
-        pieces = [self.run(window[None]) for window in prepared.windows]
-        maps = np.concatenate([map for map, _ in pieces])
-        whole = np.concatenate([whole for _, whole in pieces]).mean(axis=0)
-        return stitch(maps, prepared.starts, prepared.valid.shape[1]), whole
+        return evidence(self.run, prepared)
 
-    def score_prepared(self, prepared: Prepared) -> float:
+    def judge(self, prepared: Prepared) -> tuple[float, float]:
+        """Score and p-value of a prepared record."""
         map, whole = self.evidence(prepared)
-        valid = row_validity(prepared.valid, len(map))
-        return score(features(map, valid, whole, tuple(self.card["whole"])), self.rule)
+        return self._score(map, row_validity(prepared.valid, len(map)), whole, prepared)
+
+    def _score(
+        self, map: np.ndarray, valid: np.ndarray, whole: np.ndarray, prepared: Prepared
+    ) -> tuple[float, float]:
+        value = score(features(map, valid, whole, tuple(self.card["whole"])), self.rule)
+        return value, self.calibration.p_value(value, group_name(prepared))
 
     def _judged(
         self, record: Record, quality: Quality, prepared: Prepared, alpha: float, started: float
@@ -111,16 +114,14 @@ class Bundle:
         map, whole = self.evidence(prepared)
         valid = row_validity(prepared.valid, len(map))
         leads = self.preparation.leads if len(map) == len(prepared.valid) else ("all",)
-        value = score(features(map, valid, whole, tuple(self.card["whole"])), self.rule)
-        group = group_name(prepared)
-        p_value = self.calibration.p_value(value, group)
+        value, p_value = self._score(map, valid, whole, prepared)
         rows = lead_scores(map, valid, self.rule)
         rate_hz = self.preparation.rate_hz
         return Result(
             record=record,
             score=value,
             p_value=p_value,
-            p_group=group,
+            p_group=group_name(prepared),
             decision=decide(p_value, alpha),
             alpha=alpha,
             quality=quality,
@@ -156,6 +157,13 @@ class Bundle:
         if self.folder is None:
             raise ValueError("this bundle has neither a folder nor a torch model to be saved from")
         return _copy(self.folder, Path(folder))
+
+
+def evidence(run: Run, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    pieces = [run(window[None]) for window in prepared.windows]
+    maps = np.concatenate([map for map, _ in pieces])
+    whole = np.concatenate([whole for _, whole in pieces]).mean(axis=0)
+    return stitch(maps, prepared.starts, prepared.valid.shape[1]), whole
 
 
 def group_name(prepared: Prepared) -> str:

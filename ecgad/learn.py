@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ecgad import __version__
-from ecgad.bundle import SCHEMA, Bundle, group_name
+from ecgad.bundle import SCHEMA, Bundle, evidence, group_name
 from ecgad.calibrate import Calibration
 from ecgad.prepare.quality import assess
-from ecgad.prepare.signal import Preparation, Prepared, prepare, stitch
+from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.record import LEADS, Record
 from ecgad.score import Rule, features, fit_rule, row_validity, score
 from ecgad.train import Budget, Progress, fit
@@ -117,8 +117,7 @@ def learn(
     if pretrain is not None:
         begin = checkpoint and checkpoint.with_name(f"pretrain-{checkpoint.name}")
         fit(model, pretrain[0], budget=pretrain[1], checkpoint=begin, **common)
-    x = np.concatenate([p.windows for p in normals.train])
-    fit(model, x, budget=budget, checkpoint=checkpoint, **common)
+    fit(model, prepared_windows(normals.train), budget=budget, checkpoint=checkpoint, **common)
     run = run_torch(model, device)
     rule, groups = calibrate(run, normals, preparation, model.whole, use, seed)
     damage_auroc = probe(model) if probe else None
@@ -147,7 +146,7 @@ def calibrate(
     drawn by chance for each record, blanked.
     """
     smooth = SMOOTH_S * preparation.rate_hz
-    found = [_evidence(run, p) for p in normals.held_out]
+    found = [evidence(run, p) for p in normals.held_out]
     valids = [
         row_validity(p.valid, len(m)) for p, (m, _) in zip(normals.held_out, found, strict=True)
     ]
@@ -157,7 +156,7 @@ def calibrate(
     for missing in range(len(preparation.leads) - preparation.min_leads + 1):
         for prepared in normals.calibration:
             blanked = _blank(prepared, missing, rng)
-            map, w = _evidence(run, blanked)
+            map, w = evidence(run, blanked)
             row = features(map, row_validity(blanked.valid, len(map)), w, whole)
             groups.setdefault(group_name(blanked), []).append(score(row, rule))
     return rule, groups
@@ -193,6 +192,11 @@ def damage_probe(
     return probe
 
 
+def prepared_windows(prepared: Iterable[Prepared]) -> np.ndarray:
+    """All windows of prepared records, (n, leads, window)."""
+    return np.concatenate([p.windows for p in prepared])
+
+
 def _usable(record: Record, preparation: Preparation) -> Prepared | None:
     assessment = assess(record)
     if assessment.quality.grade == "reject":
@@ -212,13 +216,6 @@ def _build(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build(method, preparation.shape, settings)
-
-
-def _evidence(run: Run, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    pieces = [run(window[None]) for window in prepared.windows]
-    maps = np.concatenate([map for map, _ in pieces])
-    whole = np.concatenate([w for _, w in pieces]).mean(axis=0)
-    return stitch(maps, prepared.starts, prepared.valid.shape[1]), whole
 
 
 def _blank(prepared: Prepared, missing: int, rng: np.random.Generator) -> Prepared:

@@ -9,6 +9,7 @@ model's card, so a record's score depends on that record and the model alone.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Rule:
 
     @classmethod
     def from_json(cls, data: dict) -> Rule:
-        made = {f.name: data[f.name] for f in fields(cls)}
+        made: dict[str, Any] = {f.name: data[f.name] for f in fields(cls)}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in made.items()})
 
 
@@ -50,16 +51,16 @@ def features(
         raise ValueError("no place of the record can be judged")
     top = max(round(TOP_SHARE * places.size), 1)
     values = [places.mean(), np.partition(places, -top)[-top:].mean(), *whole]
-    return dict(zip(feature_names(names), map_floats(values), strict=True))
+    return dict(zip(feature_names(names), _floats(values), strict=True))
 
 
-def map_floats(values: list) -> list[float]:
+def _floats(values: list) -> list[float]:
     return [float(v) for v in values]
 
 
 def row_validity(valid: np.ndarray, rows: int) -> np.ndarray:
     """(leads, *grid) -> (m, *grid): a map of one row is judged where any lead is."""
-    return valid if rows == len(valid) else valid.any(axis=0, keepdims=True)
+    return valid if rows == len(valid) else np.asarray(valid.any(axis=0, keepdims=True))
 
 
 def fit_rule(
@@ -89,9 +90,9 @@ def fit_rule(
         use=tuple(use),
         centre={k: float(v.mean()) for k, v in table.items()},
         spread={k: float(v.std() + 1e-12) for k, v in table.items()},
-        place_limit=tuple(map_floats(limits)),
-        lead_centre=tuple(map_floats(list(np.nanmean(leads, axis=0)))),
-        lead_spread=tuple(map_floats(list(np.nanstd(leads, axis=0) + 1e-12))),
+        place_limit=tuple(_floats(limits)),
+        lead_centre=tuple(_floats(list(np.nanmean(leads, axis=0)))),
+        lead_spread=tuple(_floats(list(np.nanstd(leads, axis=0) + 1e-12))),
     )
 
 

@@ -32,7 +32,6 @@ class Budget:
     lr: float = 1e-3  # peak; for batch 64 to 128
     weight_decay: float = 0.05  # on matrices only
     warm_up: float = 0.05  # share of a stage's steps
-    batches_seen: int = 16  # by `Detector.warm_up`
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def _warm_up_batches(x: np.ndarray, budget: Budget, seed: int, device: str) -> I
     import torch
 
     order = np.random.default_rng((seed, 2**31)).permutation(len(x))
-    for start in range(0, min(len(x), budget.batches_seen * budget.batch), budget.batch):
+    for start in range(0, len(x), budget.batch):
         rows = np.sort(order[start : start + budget.batch])
         yield torch.from_numpy(x[rows].astype(np.float32)).to(device)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,22 @@ class Case:
     source: str
     label: str = ""  # the source's own words
     fold: int = 0  # where the source has official folds
+    mv: bool = True  # False: the Record holds something else than mV, and quality cannot be judged
+
+
+@dataclass(frozen=True, eq=False)
+class Sets:
+    """What a benchmark is: normals to learn from, in three sets, and cases to report on.
+
+    No patient is in two of them.
+    """
+
+    train: Sequence[Case]
+    held_out: Sequence[Case]
+    calibration: Sequence[Case]
+    test: Sequence[Case]
+    card: Mapping[str, Any]  # for the model card: sources, notes, limits
+    generated: int = 0  # records to begin training with
 
 
 def table(path: Path, published: str) -> list[dict[str, str]]:

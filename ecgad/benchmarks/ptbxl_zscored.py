@@ -35,6 +35,11 @@ def _case(row: dict[str, str], x: np.ndarray) -> Case:
     valid = np.ones(signal.shape, bool)
     record = Record(signal, 100.0, LEADS, valid, row["ecg_id"], "", "npz", "", warnings=(NOT_MV,))
     return Case(
-        record, row["normal"] != "1", f"ptbxl-{row['patient_id']}", "ptbxl_zscored",
-        row["scp_statements"], int(row["strat_fold"]),
+        record,
+        row["normal"] != "1",
+        f"ptbxl-{row['patient_id']}",
+        "ptbxl_zscored",
+        row["scp_statements"],
+        int(row["strat_fold"]),
+        mv=False,
     )  # fmt: skip

@@ -152,7 +152,7 @@ def bandpass(signal: np.ndarray, preparation: Preparation) -> np.ndarray:
 def _butterworth(order: int, band_hz: tuple[float, float], rate_hz: float) -> np.ndarray:
     from scipy.signal import butter
 
-    return butter(order, band_hz, btype="bandpass", fs=rate_hz, output="sos")
+    return np.asarray(butter(order, band_hz, btype="bandpass", fs=rate_hz, output="sos"))
 
 
 def _bridge(signal: np.ndarray, keep: np.ndarray) -> np.ndarray:
