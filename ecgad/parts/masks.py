@@ -9,7 +9,12 @@ from torch import Tensor
 
 
 def masked_count(n: int, ratio: float) -> int:
-    """How many of `n` tokens a ratio hides: at least one, and at least one stays visible."""
+    """How many of `n` tokens a ratio hides: at least one, and at least one stays visible.
+
+    Raises `ValueError` for fewer than two tokens.
+    """
+    if n < 2:
+        raise ValueError(f"{n} token cannot be both hidden and visible; at least 2 are needed")
     return min(max(round(ratio * n), 1), n - 1)
 
 

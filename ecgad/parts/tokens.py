@@ -19,7 +19,7 @@ class Tokens:
 
     def __init__(self, shape: tuple[int, ...], patch: tuple[int, ...]) -> None:
         channels, *grid = shape
-        if len(patch) != len(grid) or any(g % p for g, p in zip(grid, patch, strict=True)):
+        if len(patch) != len(grid) or any(p < 1 or g % p for g, p in zip(grid, patch, strict=True)):
             raise ValueError(
                 f"patch {tuple(patch)} does not tile grid {tuple(grid)}: give one size per axis, "
                 "each a divisor of that axis"
@@ -42,7 +42,9 @@ class Tokens:
 
     def windows(self, size: tuple[int, ...]) -> Tensor:
         """Indices of every block of `size` adjacent tokens, (windows, tokens in a block)."""
-        if len(size) != len(self.grid) or any(s > g for s, g in zip(size, self.grid, strict=True)):
+        if len(size) != len(self.grid) or any(
+            not 1 <= s <= g for s, g in zip(size, self.grid, strict=True)
+        ):
             raise ValueError(f"local region {tuple(size)} does not fit the tokens {self.grid}")
         index = torch.arange(self.n).reshape(self.grid)
         corners = product(*(range(g - s + 1) for g, s in zip(self.grid, size, strict=True)))
