@@ -5,8 +5,7 @@ CinC challenges put a date where a time is expected) and fills in what is missin
 Then there are two ways to the samples:
 
     plain   one file, format 16, one sample a frame, no skew: numpy, some ten times faster
-    other   212, 8, 24, 32, 80, FLAC, several files, skew ...: `wfdb.rdrecord`, on a clean copy;
-            multi-segment records: `wfdb.rdrecord`, where they stand
+    other   212, 8, 24, 32, 80, FLAC, several files, skew ...: `wfdb.rdrecord`, on a clean copy
 
 Both give counts, and one function turns counts into mV. WFDB has defaults for what a header leaves
 out. Only one is taken: no unit means mV, and the record says so. No rate, no gain, or a unit that
@@ -73,7 +72,7 @@ class Header:
     rate_hz: float  # frames a second
     frames: int | None  # None where the header states none
     channels: tuple[Channel, ...]
-    segments: tuple[str, ...]  # their names; none for an ordinary record
+    segments: tuple[tuple[str, int], ...]  # names and frames; none for an ordinary record
 
 
 def read(path: Path) -> Record:
@@ -85,9 +84,7 @@ def read(path: Path) -> Record:
     try:
         source = place.read_bytes()
         header = parse_header(source)
-        if header.segments:
-            return _read_segments(header, source, place, path)
-        return _read_signals(header, source, place, path)
+        return (_read_segments if header.segments else _read_signals)(header, source, place, path)
     except (ValueError, OverflowError) as error:
         raise ReadError(f"{path}: {error}") from error
 
@@ -100,8 +97,7 @@ def header_of(path: Path) -> Path:
         return path
     beside = [path.with_suffix(".hea")] if path.suffix else []
     beside += [Path(f"{path}.hea")]
-    place = next((p for p in beside if p.is_file()), None)
-    if place is None:
+    if not (place := next((p for p in beside if p.is_file()), None)):
         raise NotMine(f"a signal file needs its header {beside[0].name} beside it")
     if path.is_file() and path.name not in mentioned(place.read_bytes()):
         raise NotMine(f"{place.name} beside it does not name {path.name} as its signal file")
@@ -126,10 +122,10 @@ def parse_header(source: bytes) -> Header:
         raise ReadError(f"the header is empty ({len(source)} bytes); at least {_LINE} is needed")
     name, segments, signals, rate_hz, frames = _record_line(*lines[0])
     if len(lines) - 1 != (segments or signals):
-        what = f"{segments} segments" if segments else f"{signals} signals"
-        raise ReadError(f"the header says {what}, but {len(lines) - 1} lines follow for them")
+        what = "segments" if segments else "signals"
+        raise ReadError(f"{segments or signals} {what} announced, {len(lines) - 1} lines for them")
     if segments:
-        return Header(name, rate_hz, frames, (), tuple(line.split()[0] for _, line in lines[1:]))
+        return Header(name, rate_hz, frames, (), tuple(_segment_line(*x) for x in lines[1:]))
     channels = tuple(_signal_line(*line, i) for i, line in enumerate(lines[1:], 1))
     return Header(name, rate_hz, frames, channels, ())
 
@@ -147,7 +143,7 @@ def _lines(source: bytes) -> list[tuple[int, str]]:
 def _record_line(number: int, line: str) -> tuple[str, int, int, float, int | None]:
     words = line.split()
     name, _, segments = words[0].partition("/")
-    if len(words) < 2 or not words[1].isdecimal() or not (segments or "0").isdecimal():
+    if len(words) < 2 or not (words[1] + segments).isdecimal():
         raise _fault(number, line, f"is not {_LINE}")
     if int(words[1]) == 0:
         raise _fault(number, line, "says that there are 0 signals; at least 1 is needed")
@@ -166,11 +162,9 @@ def _signal_line(number: int, line: str, index: int) -> Channel:
     gain = _GAIN.match(words[0] if words else "0")
     if gain is None:
         raise _fault(number, line, f"has {words[0]!r} for a gain, such as 1000(0)/mV")
-    try:
-        numbers = [int(word) for word in words[1:6]]
-    except ValueError as error:
-        raise _fault(number, line, "has a word where a number is expected") from error
-    _, zero, first, checksum, _ = numbers + [None] * (5 - len(numbers))
+    if not all(word.lstrip("-").isdecimal() for word in words[1:6]):
+        raise _fault(number, line, "has a word where a number is expected")
+    _, zero, first, checksum = ([int(word) for word in words[1:6]] + [None] * 4)[:4]
     return Channel(
         file=found[1],
         format=found[2],
@@ -186,6 +180,13 @@ def _signal_line(number: int, line: str, index: int) -> Channel:
     )
 
 
+def _segment_line(number: int, line: str) -> tuple[str, int]:
+    words = line.split()
+    if len(words) < 2 or not words[1].isdecimal():
+        raise _fault(number, line, "is no segment line: name, number of samples")
+    return words[0], int(words[1])
+
+
 def _fault(number: int, line: str, reason: str) -> ReadError:
     return ReadError(f"header line {number} {line[:80]!r} {reason}")
 
@@ -196,52 +197,67 @@ def _read_signals(header: Header, source: bytes, place: Path, path: Path) -> Rec
     counts = (_plain if _is_plain(header) else _other)(header, files, frames)
     if frames == header.frames:
         remarks += _checksums(header.channels, counts)
-    return _record(header, counts, path, remarks, _sha256(source, *files.values()))
+    sha256 = hashlib.sha256(b"".join([source, *files.values()])).hexdigest()
+    return _record(header, counts, path, remarks, sha256)
 
 
 def _read_segments(header: Header, source: bytes, place: Path, path: Path) -> Record:
-    """A record in segments, `wfdb` putting them together: NaN where a segment lacks a lead."""
-    read = [source]
-    uncalibrated = set()
-    for name in header.segments:
-        if name == "~":  # a gap
-            continue
-        read.append(_bytes_of(place.with_name(f"{name}.hea")))
-        channels = parse_header(read[-1]).channels
-        uncalibrated |= {c.name for c in channels if c.gain == 0}
-        read += [_bytes_of(place.with_name(f)) for f in {c.file: 0 for c in channels} if f != "~"]
-    try:
-        found = library("rdrecord", str(place.with_suffix("")), smooth_frames=False)
-    except Exception as error:
-        raise ReadError(f"wfdb cannot put the segments together: {error}") from error
-    values = found.e_p_signal
-    frames = header.frames or min(map(len, values))
-    channels = []
-    for x, unit, name in zip(values, found.units, found.sig_name, strict=True):
-        gain = float(name not in uncalibrated)
-        channels.append(Channel("", "", len(x) // frames, 0, 0, gain, 0, unit, 0, None, name))
-    header = replace(header, channels=tuple(channels))
-    return _record(header, values, path, [], _sha256(*read))
+    """Segments one after the other; not valid in gaps, and where a segment lacks a lead."""
+    start, parts = 0, []
+    for name, frames in header.segments:
+        if name != "~" and frames:  # "~" is a gap; a layout of 0 frames only lists the leads
+            parts.append((start, _read_segment(place.with_name(f"{name}.hea"), frames)))
+        start += frames
+    rates = {part.rate_hz for _, part in parts}
+    if len(rates) != 1:
+        raise ReadError(f"its segments have the rates {sorted(rates)} Hz; one is needed")
+    rate_hz = rates.pop()
+    hashes = [part.source_sha256 for _, part in parts]
+    leads = tuple({lead: 0 for _, part in parts for lead in part.leads})
+    each = round(rate_hz / header.rate_hz)  # samples a frame
+    signal = np.zeros((len(leads), start * each), np.float32)
+    valid = np.zeros(signal.shape, bool)
+    for first, part in parts:
+        for lead, x, ok in zip(part.leads, part.signal, part.valid, strict=True):
+            where = slice(first * each, first * each + len(x))
+            signal[leads.index(lead), where], valid[leads.index(lead), where] = x, ok
+    return replace(
+        parts[0][1],
+        signal=signal,
+        leads=leads,
+        valid=valid,
+        record_id=header.name,
+        path=str(path),
+        source_sha256=hashlib.sha256(source + "".join(hashes).encode()).hexdigest(),
+        warnings=tuple({w: 0 for _, part in parts for w in part.warnings}),
+    )
+
+
+def _read_segment(place: Path, frames: int) -> Record:
+    source = _bytes_of(place)
+    header = parse_header(source)
+    if header.segments or header.frames not in (None, frames):
+        raise ReadError(f"its segment {header.name} is not the plain {frames} samples it says")
+    return _read_signals(header, source, place, place)
 
 
 def _record(
     header: Header, counts: Sequence[np.ndarray], path: Path, remarks: list[str], sha256: str
 ) -> Record:
     """Counts of each channel, (frames * per_frame,), to mV."""
-    keep, names, scale, more = _calibrations(header.channels)
-    rate_hz, fast_hz = (
-        header.rate_hz * f(c.per_frame for c in header.channels) for f in (min, max)
-    )
+    kept, more = _calibrated(header.channels)
+    each = [c.per_frame for c in header.channels]
+    rate_hz, fast_hz = header.rate_hz * min(each), header.rate_hz * max(each)
     if fast_hz > rate_hz:
         more.append(f"channels of {fast_hz:g} Hz were averaged down to {rate_hz:g} Hz")
-    signal = np.empty((len(keep), min(map(len, counts))), np.float32)
+    signal = np.empty((len(kept), min(map(len, counts))), np.float32)
     valid = np.ones(signal.shape, bool)
-    for row, i in enumerate(keep):
-        _to_mv(counts[i], header.channels[i], scale[row], signal[row], valid[row])
+    for row, (i, channel) in enumerate(kept.items()):
+        _to_mv(counts[i], channel, signal[row], valid[row])
     return Record(
         signal=signal,
         rate_hz=rate_hz,
-        leads=names,
+        leads=tuple(channel.name for channel in kept.values()),
         valid=valid,
         record_id=header.name,
         path=str(path),
@@ -252,20 +268,19 @@ def _record(
     )
 
 
-def _to_mv(
-    counts: np.ndarray, channel: Channel, scale: float, signal: np.ndarray, valid: np.ndarray
-) -> None:
+def _to_mv(counts: np.ndarray, channel: Channel, signal: np.ndarray, valid: np.ndarray) -> None:
     """Fill a row of `signal` with mV, and of `valid` with False where there is no sample."""
     missing = counts == _INVALID.get(channel.format)
     with np.errstate(all="ignore"):  # a gain near 0 makes infinities, which are not valid
         values = np.subtract(counts, float(channel.baseline), dtype=np.float64)
-        values /= scale
-        values[missing] = np.nan
+        values /= channel.gain
+        if missing.any():
+            values[missing] = np.nan
         if len(values) > len(signal):
             values = values.reshape(len(signal), -1).mean(1)
         signal[:] = values
-    np.isfinite(signal, out=valid)
-    signal[~valid] = 0
+    if not np.isfinite(signal, out=valid).all():
+        signal[~valid] = 0
 
 
 def library(call: str, *arguments: Any, **options: Any) -> Any:
@@ -273,13 +288,6 @@ def library(call: str, *arguments: Any, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return getattr(importlib.import_module("wfdb"), call)(*arguments, **options)
-
-
-def _sha256(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def _bytes_of(place: Path) -> bytes:
@@ -329,7 +337,7 @@ def _other(header: Header, files: dict[str, bytes], frames: int) -> Sequence[np.
     if 0 < frames <= max(c.skew for c in header.channels):
         raise ReadError(f"a channel is skewed by more than the {frames} samples there are")
     names = {name: f"f{i}.dat" for i, name in enumerate(files)}
-    lines = [f"r {len(header.channels)} {header.rate_hz:.17g} {frames or ''}"]
+    lines = [f"r {len(header.channels)} 1 {frames or ''}"]
     lines += [
         f"{names[c.file]} {c.format}x{c.per_frame}:{c.skew}+{c.offset} 1(0)/mV 0 0 {c.first} 0 0 s"
         for c in header.channels
@@ -348,25 +356,21 @@ def _other(header: Header, files: dict[str, bytes], frames: int) -> Sequence[np.
 
 def _checksums(channels: Sequence[Channel], counts: Sequence[np.ndarray]) -> list[str]:
     """A header whose sums are all 0 states none; a skewed signal has lost its ends."""
-    stated = [c.checksum for c in channels]
-    if not any(stated) or any(c.skew for c in channels):
+    if not any(c.checksum for c in channels) or any(c.skew for c in channels):
         return []
-    pairs = zip(channels, counts, strict=True)
-    differ = [
+    wrong = [
         canonical(c.name)
-        for c, x in pairs
+        for c, x in zip(channels, counts, strict=True)
         if c.checksum is not None and (int(x.sum(dtype=np.int64)) - c.checksum) % 65536
     ]
-    if not differ:
-        return []
-    return [f"checksum of {', '.join(differ)}: the samples are not those the header was made for"]
+    what = "the samples are not those the header was made for"
+    return [f"checksum of {', '.join(wrong)}: {what}"] if wrong else []
 
 
-def _calibrations(
-    channels: Sequence[Channel],
-) -> tuple[list[int], tuple[str, ...], list[float], list[str]]:
-    """Which channels are voltages, their names, counts a mV, and what to warn of."""
-    keep, names, scale, silent, remarks = [], [], [], [], []
+def _calibrated(channels: Sequence[Channel]) -> tuple[dict[int, Channel], list[str]]:
+    """The voltages by their place, with their final names and counts a mV, and what to warn of."""
+    kept: dict[int, Channel] = {}
+    remarks = []
     for i, c in enumerate(channels):
         name, unit = canonical(c.name), _MV.get((c.unit or "mV").casefold())
         if fault := _not_in_mv(c, unit):
@@ -374,20 +378,17 @@ def _calibrations(
                 raise ReadError(f"lead {name} {fault}")
             remarks.append(f"{name} {fault}: left out")
             continue
-        if not c.unit:
-            silent.append(name)
+        names = {channel.name for channel in kept.values()}
         if name in names:
             other = next(n for i in count(2) if (n := f"{name}_{i}") not in names)
             remarks.append(f"a second {name} is kept as {other}")
             name = other
-        keep.append(i)
-        names.append(name)
-        scale.append(c.gain / (unit or 1))
-    if not keep:
+        kept[i] = c._replace(name=name, gain=c.gain / (unit or 1))
+    if not kept:
         raise ReadError("; ".join(remarks))
-    if silent:
-        remarks.append(f"the header has no unit for {len(silent)} leads: mV, as WFDB defines")
-    return keep, tuple(names), scale, remarks
+    if silent := sum(not c.unit for c in kept.values()):
+        remarks.append(f"the header has no unit for {silent} leads: mV, as WFDB defines")
+    return kept, remarks
 
 
 def _not_in_mv(channel: Channel, unit: float | None) -> str:
