@@ -1,0 +1,199 @@
+"""Whole archives: every record becomes one row, whatever happens to it.
+
+    find -> chunks -> read and score on several processes -> part-00000.parquet ...
+         -> results.csv, report.html, manifest.json
+
+What is a chunk depends on the list of inputs alone, and a row on its record and the model. So a run
+that was killed carries on where it was, and its table is that of a run that was not, to the last
+byte, on any number of processes.
+
+screen     the flow
+rows       what is said of a record
+folder     what is in OUT, and when it may be added to
+workers    processes that may die
+progress   what is seen meanwhile
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecgad.bundle import Bundle, load
+from ecgad.calibrate import check_alpha
+from ecgad.read import FORMATS, find, read
+from ecgad.record import ReadError, Result
+from ecgad.screen import folder
+from ecgad.screen.progress import Progress
+from ecgad.screen.rows import Row, counts, failed_row, result_row, schema, strangest
+from ecgad.screen.workers import run_chunks
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["NothingToScore", "counts", "schema", "score_file", "screen", "strangest", "take_shard"]
+
+TOP = 20  # records drawn in the report
+
+
+class NothingToScore(ValueError):
+    """There is no record at the paths."""
+
+
+def screen(
+    paths: str | Path | Iterable[str | Path],
+    out: str | Path,
+    *,
+    model: str | Path | Bundle | None = None,
+    alpha: float = 0.05,
+    workers: int | None = None,
+    shard: str | None = None,
+    engine: str = "local",
+    quiet: bool = False,
+) -> pa.Table:
+    """Scores the records at `paths` (as `ecgad.read.find` takes them) into the folder `out`.
+
+    Returns the rows (`schema`), one for each record: a record that cannot be read or judged is a
+    row that says why. `out` then holds them as part-*.parquet and as results.csv, with report.html
+    and manifest.json. Called again with the same arguments it carries on after a crash. What runs
+    is the model's ONNX file, on `workers` processes (default: one a core; 1: in this process).
+    `shard="1/4"` takes every fourth record, from the first on.
+
+    Raises `ValueError` when there is no record, when `out` holds another screening or is in use,
+    or when nothing could ever be flagged at `alpha`; `ReadError` when a path does not exist.
+    """
+    if engine != "local":
+        raise ValueError(f"engine {engine!r} is not in this version; there is: 'local'")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; at least 1 process is needed")
+    workers = workers or _cores()
+    out, bundle = Path(out), model if isinstance(model, Bundle) else load(model)
+    check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    places = take_shard(find(paths), shard)
+    if not places:
+        of = f"shard {shard} of " if shard else ""
+        raise NothingToScore(f"no record in {of}{_names(paths)}; read are: {FORMATS}")
+    with folder.locked(out):
+        home = bundle.folder or bundle.save(out / "model")
+        bundle = load(home)
+        command = _command(paths, out, None if model is None else home, alpha, shard)
+        manifest = folder.begin(out, folder.plan(places, bundle, alpha, shard, command))
+        _score_parts(out, manifest, home, workers, quiet)
+        table = folder.finish(out, manifest)
+        _draw(out, table, home, alpha, workers, quiet)
+    return table
+
+
+def take_shard(places: list[Path], shard: str | None) -> list[Path]:
+    """Every n-th of `places` from the i-th on, for `shard` "i/n"; all of them for None."""
+    if shard is None:
+        return places
+    i, _, n = shard.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise ValueError(f"shard is {shard!r}; needed is i/n with 1 <= i <= n, such as 1/4")
+    return places[int(i) - 1 :: int(n)]
+
+
+def score_file(path: str, bundle: Bundle, alpha: float) -> tuple[Row, Result | None]:
+    """The row of one file, and its result unless the row is that of a failure. Never raises."""
+    try:
+        result = bundle.score(read(path), alpha=alpha)
+        return result_row(result, path), result
+    except ReadError as error:
+        return failed_row(path, str(error), bundle), None
+    except Exception as error:
+        what = f"{path}: {type(error).__name__}: {error}; not foreseen: report it with this file"
+        return failed_row(path, what, bundle), None
+
+
+def _score_parts(
+    out: Path, manifest: folder.Manifest, home: Path, workers: int, quiet: bool
+) -> None:
+    """Scores the chunks whose part is not in `out` yet, and notes how long each took."""
+    places = {n: folder.part(out, n) for n in folder.chunks(manifest)}
+    missing = {
+        n: paths
+        for n, paths in folder.chunks(manifest).items()
+        if not folder.is_complete(places[n], len(paths))
+    }
+    total = len(manifest["inputs"])
+    done = total - sum(map(len, missing.values()))
+    make, lost = partial(_scorer, home, manifest["alpha"]), partial(_lost, home)
+    try:
+        with (
+            Progress("scoring", "records", total, done, quiet) as progress,
+            closing(run_chunks(missing, make, lost, workers)) as scored,
+        ):
+            for number, rows, seconds in scored:
+                folder.write_part(places[number], rows)
+                manifest["seconds"][places[number].name] = round(seconds, 3)
+                progress.advance(len(rows), sum(row["error"] is not None for row in rows))
+    finally:
+        folder.write_manifest(out, manifest)
+
+
+def _scorer(home: Path, alpha: float) -> Callable[[str], Row]:
+    """What a process does with a path; it loads the model once."""
+    bundle = load(home)
+    return lambda path: score_file(path, bundle, alpha)[0]
+
+
+def _lost(home: Path, path: str, code: int | None) -> Row:
+    what = (
+        f"{path}: the process that scored it died twice (exit code {code}; -9 is usual when memory "
+        "runs out): leave this record out, or give it more memory with --workers 1"
+    )
+    return failed_row(path, what, load(home))
+
+
+def _draw(out: Path, table: pa.Table, home: Path, alpha: float, workers: int, quiet: bool) -> None:
+    """The report; the strangest records are scored again, to be drawn."""
+    from ecgad.report.html import write_report
+
+    top = strangest(table, TOP)
+    chunks = {i: [row["path"]] for i, row in enumerate(top)}
+    make, pages = partial(_drawer, home, alpha), []
+    with (
+        Progress("drawing", "pages", len(top), 0, quiet) as progress,
+        closing(run_chunks(chunks, make, lambda path, code: None, workers)) as drawn,
+    ):
+        for number, (page,), _ in drawn:
+            pages += [(top[number], page)] if page else []
+            progress.advance(1, page is None)
+    write_report(out, pages=pages)
+
+
+def _drawer(home: Path, alpha: float) -> Callable[[str], str | None]:
+    from ecgad.report.page import page_html
+
+    bundle = load(home)
+
+    def draw(path: str) -> str | None:
+        result = score_file(path, bundle, alpha)[1]
+        return page_html(result) if result else None
+
+    return draw
+
+
+def _command(
+    paths: list[str | Path], out: Path, home: Path | None, alpha: float, shard: str | None
+) -> str:
+    words = ["ecgad", "screen", *map(str, paths), "-o", str(out), "--alpha", f"{alpha:g}"]
+    words += ["--model", str(home)] if home else []
+    return shlex.join(words + (["--shard", shard] if shard else []))
+
+
+def _names(paths: list[str | Path]) -> str:
+    more = f" and {len(paths) - 3} more paths" if len(paths) > 3 else ""
+    return ", ".join(map(str, paths[:3])) + more
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,203 @@
+"""OUT: the folder of a screening. Every file in it is there whole or not at all.
+
+    manifest.json   what is screened with what: written first, compared on resuming, completed last
+    part-*.parquet  the rows of one chunk of the inputs each; one that is there is not made again
+    results.csv     all rows as text, lists as JSON
+    .lock           held while a run is under way
+
+What the rows and results.csv hold depends on the manifest's first half alone, never on the clock or
+on where a run was interrupted. So a row holds no seconds; the manifest holds those of each part.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ecgad import __version__
+from ecgad.bundle import Bundle
+from ecgad.screen.rows import VERSION, Row, counts, schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SAME = ("model", "alpha", "shard", "versions", "inputs")  # in runs that share a folder
+LIBRARIES = ("numpy", "scipy", "wfdb", "onnxruntime", "pyarrow")
+
+Manifest = dict[str, Any]
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """One run at a time; the lock ends with its process, however that ends."""
+    import fcntl
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{out} is being written by another run: wait for it, or take another -o"
+            ) from None
+        yield
+
+
+def plan(
+    places: list[Path], bundle: Bundle, alpha: float, shard: str | None, command: str
+) -> Manifest:
+    """A manifest before anything is scored."""
+    data, calibration = bundle.card["data"], bundle.calibration.groups
+    return {
+        "schema": VERSION,
+        "command": command,
+        "model": {
+            "id": bundle.id,
+            "sha256": bundle.sha256,
+            "method": bundle.card["method"],
+            "trained_on": data.get("trained_on"),
+            "licence": data.get("licence"),
+            "calibration": {group: len(scores) for group, scores in calibration.items()},
+        },
+        "alpha": alpha,
+        "shard": shard,
+        "versions": {"ecgad": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
+        "started": _now(),
+        "ended": None,
+        "counts": {"in": len(places)},
+        "seconds": {},  # that each part took
+        "chunk": min(max(len(places) // 100, 8), 1024),  # records in a part
+        "inputs": [{"path": str(place), "bytes": _size(place)} for place in places],
+    }
+
+
+def begin(out: Path, planned: Manifest) -> Manifest:
+    """The manifest in `out`, written if there is none.
+
+    Raises `ValueError` when `out` holds another screening than the one planned.
+    """
+    if not (out / "manifest.json").exists():
+        if any(out.glob("part-*.parquet")):
+            raise ValueError(f"{out} holds parts, but no manifest.json: take another -o")
+        write_manifest(out, planned)
+        return planned
+    there = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    changes = [_change(key, there[key], planned[key]) for key in SAME]
+    if any(changes):
+        raise ValueError(
+            f"{out} holds another screening ({'; '.join(filter(None, changes))}): take another "
+            f"-o, or carry on with that one: {there['command']}"
+        )
+    return there
+
+
+def _change(key: str, there: Any, now: Any) -> str:
+    """In words, and "" for none."""
+    if key == "model":
+        there, now = (f"{m['id']} ({m['sha256'][:8]})" for m in (there, now))
+    if key == "inputs":
+        pairs = [{(entry["path"], entry["bytes"]) for entry in side} for side in (there, now)]
+        differ = sorted(path for path, _ in pairs[0] ^ pairs[1])
+        first = f", the first that differs is {differ[0]}" if differ else ""
+        return first and f"{len(there)} inputs there, {len(now)} now{first}"
+    if key == "versions":
+        names = [name for name in now if now[name] != there.get(name)]
+        return ", ".join(f"{name} {there.get(name)} there, {now[name]} now" for name in names)
+    return f"{key} {there} there, {now} now" if there != now else ""
+
+
+def chunks(manifest: Manifest) -> dict[int, list[str]]:
+    """The paths of each part."""
+    paths, size = [entry["path"] for entry in manifest["inputs"]], manifest["chunk"]
+    return {start // size: paths[start : start + size] for start in range(0, len(paths), size)}
+
+
+def part(out: Path, number: int) -> Path:
+    return out / f"part-{number:05d}.parquet"
+
+
+def is_complete(place: Path, records: int) -> bool:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        return parquet.read_metadata(place).num_rows == records
+    except (OSError, ArrowInvalid):
+        return False
+
+
+def write_part(place: Path, rows: list[Row]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with whole(place) as file:
+        parquet.write_table(pa.Table.from_pylist(rows, schema=schema()), file)
+
+
+def finish(out: Path, manifest: Manifest) -> pa.Table:
+    """All parts as one table and as results.csv; the manifest completed with what is in them."""
+    table = read_table(out)
+    with whole(out / "results.csv") as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(table.schema.names)
+        for batch in table.to_batches():
+            writer.writerows(map(_as_text, row.values()) for row in batch.to_pylist())
+        text.detach()
+    for entry, sha256 in zip(manifest["inputs"], table["source_sha256"].to_pylist(), strict=True):
+        entry["sha256"] = sha256
+    write_manifest(out, manifest | {"counts": counts(table), "ended": _now()})
+    return table
+
+
+def read_table(out: Path) -> pa.Table:
+    """All rows in `out`, in the order of the inputs."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    return pa.concat_tables(
+        parquet.read_table(place) for place in sorted(out.glob("part-*.parquet"))
+    )
+
+
+def _as_text(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+
+
+def write_manifest(out: Path, manifest: Manifest) -> None:
+    with whole(out / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears when it is complete, also when the power fails."""
+    beside = path.with_name(f"{path.name}.writing")
+    with beside.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)  # the new name
+    os.close(folder)
+
+
+def _size(place: Path) -> int | None:
+    try:
+        return place.stat().st_size
+    except OSError:
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,107 @@
+"""A `Result`, or a failure, as one row of a screening; and what the rows say together."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ecgad import __version__
+from ecgad.bundle import Bundle
+from ecgad.record import FLAGGED, NOT_ASSESSABLE, Result
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERSION = 1  # of the columns
+
+Row = dict[str, Any]
+
+
+@lru_cache
+def schema() -> pa.Schema:
+    """The columns of a screening. Null where a record was not scored; never NaN."""
+    import pyarrow as pa
+
+    text, texts, real = pa.string(), pa.list_(pa.string()), pa.float64()
+    lead = pa.struct([("lead", text), ("score", real)])
+    stretch = pa.struct([("lead", text), ("start_s", real), ("end_s", real), ("score", real)])
+    columns = {
+        "record_id": text, "path": text, "source_sha256": text, "format": text,
+        "rate_hz": real, "duration_s": real, "leads_present": texts, "leads_derived": texts,
+        "quality": text, "quality_reasons": texts, "score": real, "p_value": real,
+        "p_group": text, "decision": text, "lead_scores": pa.list_(lead),
+        "intervals": pa.list_(stretch), "model_id": text, "model_sha256": text,
+        "ecgad_version": text, "error": text,
+    }  # fmt: skip
+    return pa.schema(list(columns.items()), {"ecgad_schema": str(VERSION)})
+
+
+def result_row(result: Result, path: str) -> Row:
+    record = result.record
+    return {
+        "record_id": record.record_id,
+        "path": path,
+        "source_sha256": record.source_sha256,
+        "format": record.format,
+        "rate_hz": record.rate_hz,
+        "duration_s": record.duration_s,
+        "leads_present": [lead for lead in record.leads if lead not in record.derived],
+        "leads_derived": list(result.leads_derived),
+        "quality": result.quality.grade,
+        "quality_reasons": list(result.quality.reasons),
+        "score": _finite(result.score),
+        "p_value": _finite(result.p_value),
+        "p_group": result.p_group or None,
+        "decision": result.decision,
+        "lead_scores": [{"lead": k, "score": v} for k, v in result.lead_scores.items()],
+        "intervals": [interval._asdict() for interval in result.intervals],
+        "model_id": result.model_id,
+        "model_sha256": result.model_sha256,
+        "ecgad_version": __version__,
+        "error": None,
+    }
+
+
+def failed_row(path: str, error: str, bundle: Bundle) -> Row:
+    """`error` in one line: what came, what is wrong, what would do."""
+    return dict.fromkeys(schema().names) | {
+        "record_id": Path(path).stem,
+        "path": path,
+        "leads_present": [],
+        "leads_derived": [],
+        "quality": "reject",
+        "quality_reasons": [],
+        "decision": NOT_ASSESSABLE,
+        "lead_scores": [],
+        "intervals": [],
+        "model_id": bundle.id,
+        "model_sha256": bundle.sha256,
+        "ecgad_version": __version__,
+        "error": " ".join(error.split()),
+    }
+
+
+def counts(table: pa.Table) -> dict[str, int]:
+    """How many records came in, and what became of them: in = scored + not assessable + failed."""
+    error, decision = table["error"].to_pylist(), table["decision"].to_pylist()
+    failed = sum(e is not None for e in error)
+    refused = decision.count(NOT_ASSESSABLE) - failed
+    return {
+        "in": len(table),
+        "scored": len(table) - failed - refused,
+        "not assessable": refused,
+        "failed": failed,
+        "flagged": decision.count(FLAGGED),
+    }
+
+
+def strangest(table: pa.Table, count: int) -> list[Row]:
+    """The first rows by p-value, then by score, of those that were scored."""
+    scored = table.filter(table["p_value"].is_valid())
+    return scored.sort_by([("p_value", "ascending"), ("score", "descending")])[:count].to_pylist()
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
