@@ -90,7 +90,9 @@ def resample(record: Record, rate_hz: float) -> Record:
     if record.rate_hz == rate_hz:
         return record
     ratio = Fraction(rate_hz / record.rate_hz).limit_denominator(1000)
-    signal = resample_poly(record.signal, ratio.numerator, ratio.denominator, axis=1)
+    signal = resample_poly(
+        record.signal, ratio.numerator, ratio.denominator, axis=1, padtype="symmetric"
+    )
     last = record.signal.shape[1] - 1
     source = np.arange(signal.shape[1]) / float(ratio)  # in samples of the original
     near = [np.clip(f(source).astype(int), 0, last) for f in (np.floor, np.ceil)]

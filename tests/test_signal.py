@@ -1,0 +1,174 @@
+"""prepare.signal: leads by name, one rate, one band, one scale, and what is not there stays out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.signal import freqz_sos
+
+from ecgad.prepare.signal import (
+    Preparation,
+    _butterworth,
+    bandpass,
+    derive,
+    prepare,
+    resample,
+    stitch,
+    window_starts,
+)
+from ecgad.record import LEADS, Record
+
+
+def made(seconds: float = 10.0, rate_hz: float = 500.0, leads: tuple[str, ...] = LEADS) -> Record:
+    """Sines of a few Hz whose limb leads obey Einthoven and Goldberger."""
+    time = np.arange(round(seconds * rate_hz)) / rate_hz
+    own = {
+        lead: (1 + 0.1 * k) * np.sin(2 * np.pi * (2 + 0.5 * k) * time + k)
+        for k, lead in enumerate(LEADS)
+    }
+    one, two = own["I"], own["II"]
+    own |= {"III": two - one, "aVR": -(one + two) / 2, "aVL": one - two / 2, "aVF": two - one / 2}
+    signal = np.stack([own[lead] for lead in leads]).astype(np.float32)
+    return Record(signal, rate_hz, leads, np.ones(signal.shape, bool), "made")
+
+
+def test_derived_limb_leads_are_einthovens_and_goldbergers():
+    whole = made()
+    eight = made(leads=("I", "II", *LEADS[6:]))
+    found = derive(eight)
+    assert found.derived == ("III", "aVR", "aVL", "aVF")
+    for lead in found.derived:
+        row = found.signal[found.leads.index(lead)]
+        np.testing.assert_allclose(row, whole.signal[LEADS.index(lead)], atol=1e-6)
+
+
+def test_recorded_limb_leads_are_never_replaced():
+    whole = made()
+    odd = replace(whole, signal=whole.signal.copy())
+    odd.signal[2] += 1
+    assert derive(odd) is odd
+
+
+def test_a_gap_in_lead_one_is_a_gap_in_every_lead_derived_from_it():
+    eight = made(leads=("I", "II", *LEADS[6:]))
+    eight.valid[0, 100:200] = False
+    found = derive(eight)
+    gap = ~found.valid[found.leads.index("aVF")]
+    np.testing.assert_array_equal(np.flatnonzero(gap), np.arange(100, 200))
+
+
+def test_leads_are_matched_by_name_and_not_by_position():
+    shuffled = (*LEADS[::-1],)
+    one, other = prepare(made(), Preparation()), prepare(made(leads=shuffled), Preparation())
+    np.testing.assert_array_equal(one.windows, other.windows)
+
+
+@pytest.mark.parametrize("rate_hz", [250.0, 400.0, 1000.0, 360.0, 100.0])
+def test_the_same_signal_at_another_rate_prepares_alike(rate_hz: float):
+    one, other = prepare(made(), Preparation()), prepare(made(rate_hz=rate_hz), Preparation())
+    middle = slice(100, 900)  # away from the filter's edges
+    np.testing.assert_allclose(
+        one.windows[..., middle], other.windows[..., middle], atol=0.02, rtol=0
+    )
+
+
+def test_resampling_says_where_it_came_from_and_keeps_frequencies():
+    found = resample(made(), 100.0)
+    assert (found.resampled_from, found.rate_hz, found.signal.shape[1]) == (500.0, 100.0, 1000)
+    time = np.arange(1000) / 100
+    np.testing.assert_allclose(
+        found.signal[0, 50:-50], np.sin(2 * np.pi * 2 * time)[50:-50], atol=5e-3
+    )
+
+
+def test_the_band_is_half_power_at_its_borders_once_and_keeps_no_offset():
+    preparation = Preparation()
+    sos = _butterworth(preparation.order, preparation.band_hz, preparation.rate_hz)
+    _, gain = freqz_sos(sos, worN=[0.5, 40.0], fs=100.0)
+    np.testing.assert_allclose(np.abs(gain), np.sqrt(0.5), rtol=1e-6)
+    time = np.arange(3000) / 100
+    wave = np.sin(2 * np.pi * 10 * time)[None]
+    middle = slice(500, 2500)
+    np.testing.assert_allclose(
+        bandpass(wave + 3, preparation)[:, middle], wave[:, middle], atol=0.02
+    )
+
+
+def test_scaling_by_record_leaves_gain_without_effect_and_by_training_keeps_it():
+    louder = replace(made(), signal=2 * made().signal)
+    by_record = Preparation()
+    np.testing.assert_allclose(
+        prepare(made(), by_record).windows, prepare(louder, by_record).windows, atol=1e-4
+    )
+    by_train = Preparation(scale="train", mean_mv=(0.0,) * 12, deviation_mv=(0.5,) * 12)
+    np.testing.assert_allclose(
+        2 * prepare(made(), by_train).windows, prepare(louder, by_train).windows, atol=1e-4
+    )
+
+
+def test_what_is_not_usable_is_zero_for_the_model_and_not_valid():
+    usable = np.ones((12, 5000), bool)
+    usable[8, 2000:3000] = False
+    record = made()
+    record.signal[8, 2000:3000] = 500.0  # an artefact nobody should see
+    found = prepare(record, Preparation(), usable)
+    assert not found.valid[8, 400:600].any()
+    assert found.valid[8, :399].all()
+    np.testing.assert_array_equal(found.windows[0, 8, 400:600], 0)
+    clean = prepare(made(), Preparation()).windows[0, 8]
+    assert np.abs(found.windows[0, 8, 100:350] - clean[100:350]).max() < 0.5  # no ringing
+
+
+def test_an_absent_lead_is_zero_and_counts_as_missing():
+    found = prepare(made(leads=LEADS[:-1]), Preparation())
+    assert found.usable_leads == 11
+    assert not found.valid[11].any()
+    np.testing.assert_array_equal(found.windows[:, 11], 0)
+
+
+def test_windows_cover_every_sample_and_end_with_the_record():
+    starts = window_starts(2450, 1000)
+    np.testing.assert_array_equal(starts, [0, 1000, 1450])
+    covered = np.zeros(2450, bool)
+    for start in starts:
+        covered[start : start + 1000] = True
+    assert covered.all()
+
+
+def test_stitching_is_the_mean_where_windows_overlap():
+    maps = np.stack([np.full((1, 1000), v, np.float32) for v in (1, 2, 4)])
+    found = stitch(maps, np.array([0, 1000, 1450]), 2450)[0]
+    np.testing.assert_array_equal(found[[0, 999, 1000, 1449, 1450, 1999, 2000, 2449]],
+                                  [1, 1, 2, 2, 3, 3, 4, 4])  # fmt: skip
+
+
+def test_a_record_shorter_than_a_window_is_refused_with_both_lengths():
+    with pytest.raises(ValueError, match=r"4\.0 s long; the model needs at least 10 s"):
+        prepare(made(seconds=4), Preparation())
+
+
+def test_a_record_with_none_of_the_leads_is_refused_by_name():
+    record = made(leads=LEADS[:2])
+    with pytest.raises(ValueError, match="leads resp, abp"):
+        prepare(replace(record, leads=("resp", "abp")), Preparation())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"band_hz": (0.5, 60.0)}, "does not lie in"),
+        ({"scale": "minmax"}, "'minmax'"),
+        ({"scale": "train"}, "one number per lead"),
+    ],
+)
+def test_a_preparation_that_cannot_be_is_refused(settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Preparation(**settings)
+
+
+def test_preparing_does_not_change_the_record():
+    record = made()
+    record.valid[3, 50:90] = False
+    before = record.signal.copy()
+    prepare(record, Preparation())
+    np.testing.assert_array_equal(record.signal, before)
