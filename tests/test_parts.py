@@ -1,0 +1,170 @@
+"""What methods are made of, against loops and against torch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ecgad.parts.layers import Attention, Block, initialise, positions
+from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
+from ecgad.parts.tokens import Tokens
+
+GRIDS = [((12,), (4,)), ((6, 8), (3, 2)), ((4, 6, 2), (2, 3, 1))]
+CPU = torch.device("cpu")
+
+
+def cut(x: np.ndarray, patch: tuple[int, ...]) -> np.ndarray:
+    """Tokens by loops: places in row-major order, in each the channels, then its samples."""
+    counts = [g // p for g, p in zip(x.shape[2:], patch, strict=True)]
+    rows = []
+    for sample in x:
+        tokens = []
+        for place in itertools.product(*map(range, counts)):
+            block = [slice(i * p, (i + 1) * p) for i, p in zip(place, patch, strict=True)]
+            tokens.append([v for channel in sample for v in channel[tuple(block)].flatten()])
+        rows.append(tokens)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 12])
+@pytest.mark.parametrize(("grid", "patch"), GRIDS)
+def test_tokens_are_cut_as_loops_cut_them_and_join_again(channels, grid, patch):
+    x = torch.randn(2, channels, *grid)
+    tokens = Tokens((channels, *grid), patch)
+    split = tokens.split(x)
+    assert np.array_equal(split.numpy(), cut(x.numpy(), patch))
+    assert split.shape[1:] == (tokens.n, tokens.size)
+    assert torch.equal(tokens.join(split), x)
+
+
+@pytest.mark.parametrize("patch", [(5,), (4, 4), (0,), (-4,)])
+def test_a_patch_that_does_not_tile_is_refused(patch):
+    with pytest.raises(ValueError, match=r"does not tile grid \(12,\)"):
+        Tokens((1, 12), patch)
+
+
+@pytest.mark.parametrize(("grid", "patch", "size"), [((12,), (2,), (3,)), ((6, 8), (2, 2), (2, 3))])
+def test_windows_are_all_blocks_of_adjacent_tokens(grid, patch, size):
+    tokens = Tokens((1, *grid), patch)
+    blocks = []
+    for corner in itertools.product(
+        *(range(g - s + 1) for g, s in zip(tokens.grid, size, strict=True))
+    ):
+        block = []
+        for step in itertools.product(*map(range, size)):
+            place = [c + s for c, s in zip(corner, step, strict=True)]
+            block.append(int(np.ravel_multi_index(place, tokens.grid)))
+        blocks.append(block)
+    assert tokens.windows(size).tolist() == blocks
+
+
+@pytest.mark.parametrize("size", [(7,), (0,), (2, 2)])
+def test_a_window_that_does_not_fit_is_refused(size):
+    with pytest.raises(ValueError, match=r"does not fit the tokens \(6,\)"):
+        Tokens((1, 12), (2,)).windows(size)
+
+
+def test_a_ratio_hides_at_least_one_token_and_leaves_one():
+    counts = [masked_count(10, ratio) for ratio in (0.01, 0.3, 0.5, 0.99)]
+    assert counts == [1, 3, 5, 9]
+
+
+def test_one_token_cannot_be_masked():
+    with pytest.raises(ValueError, match="1 token cannot be both"):
+        masked_count(1, 0.5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(2, 40), st.floats(0.01, 0.99), st.integers(0, 12), st.integers(0, 9))
+def test_a_schedule_hides_every_token_equally_often_up_to_one(n, ratio, more, seed):
+    masked = masked_count(n, ratio)
+    rounds = math.ceil(n / masked) + more
+    schedule = complement_schedule(n, ratio, rounds, seed)
+    assert all(len(set(hand)) == masked for hand in schedule.tolist())
+    times = torch.bincount(schedule.flatten(), minlength=n)
+    assert 1 <= times.min() <= times.max() <= times.min() + 1
+    assert times.sum() == rounds * masked
+
+
+def test_a_schedule_belongs_to_its_seed_and_leaves_the_generator_alone():
+    before = torch.get_rng_state()
+    one, same, other = (complement_schedule(20, 0.5, 4, seed) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_too_few_rounds_are_refused_with_the_number_that_would_do():
+    with pytest.raises(ValueError, match="at least 4 rounds are needed at ratio 0.3"):
+        complement_schedule(10, 0.3, 3, seed=0)
+
+
+def test_the_complement_is_what_a_mask_leaves():
+    masks = torch.tensor([[0, 3], [4, 1]])
+    assert complement(masks, 5).tolist() == [[1, 2, 4], [0, 2, 3]]
+
+
+def test_a_random_split_parts_each_sample_in_a_way_of_its_own():
+    visible, masked = random_split(50, 12, 5, CPU)
+    assert masked.shape == (50, 5)
+    both = torch.cat([visible, masked], dim=1).sort(dim=1).values
+    assert torch.equal(both, torch.arange(12).expand(50, 12))
+    assert len({tuple(sorted(row)) for row in masked.tolist()}) > 40
+
+
+def test_a_random_split_hides_every_token_equally_often():
+    _, masked = random_split(4000, 8, 2, CPU)
+    share = torch.bincount(masked.flatten(), minlength=8) / 4000
+    assert torch.allclose(share, torch.full((8,), 0.25), atol=0.03)
+
+
+def test_attention_equals_torch_with_the_same_weights():
+    torch.manual_seed(0)
+    mine, reference = Attention(12, 3), nn.MultiheadAttention(12, 3, batch_first=True)
+    reference.in_proj_weight.data, reference.in_proj_bias.data = mine.qkv.weight, mine.qkv.bias
+    reference.out_proj.weight.data, reference.out_proj.bias.data = mine.out.weight, mine.out.bias
+    x = torch.randn(2, 7, 12)
+    torch.testing.assert_close(mine(x), reference(x, x, x)[0])
+
+
+def test_a_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="width 10 is not a multiple of heads 3"):
+        Attention(10, 3)
+
+
+def test_a_block_equals_torch_with_norms_first():
+    torch.manual_seed(0)
+    mine = Block(12, 3, mlp_ratio=2)
+    its = nn.TransformerEncoderLayer(12, 3, 24, 0.0, "gelu", batch_first=True, norm_first=True)
+    names = {
+        "norm1": "norm1", "norm2": "norm2", "attention.out": "self_attn.out_proj",
+        "mlp.0": "linear1", "mlp.2": "linear2",
+    }  # fmt: skip
+    for ours, theirs in names.items():
+        its.get_submodule(theirs).load_state_dict(mine.get_submodule(ours).state_dict())
+    its.self_attn.in_proj_weight.data = mine.attention.qkv.weight
+    its.self_attn.in_proj_bias.data = mine.attention.qkv.bias
+    for norm in (mine.norm1, mine.norm2, its.norm1, its.norm2):
+        norm.weight.data = torch.linspace(0.5, 2, 12)  # so that the order of norms shows
+    x = 3 + torch.randn(2, 7, 12)
+    torch.testing.assert_close(mine(x), its(x))
+
+
+def test_initialisation_keeps_the_scale_of_what_flows_through():
+    torch.manual_seed(0)
+    layer = nn.Linear(400, 400)
+    layer.apply(initialise)
+    assert layer.bias.abs().max() == 0
+    assert layer(torch.randn(500, 400)).std().item() == pytest.approx(1, rel=0.03)
+
+
+def test_positions_start_small():
+    torch.manual_seed(0)
+    assert positions(500, 64).std().item() == pytest.approx(0.02, rel=0.03)
