@@ -1,0 +1,227 @@
+"""What is particular to MMAE-ECG: sizes, the two scales, and what may enter a score."""
+
+from __future__ import annotations
+
+import naive_mmae
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ecgad.methods.mmae import Config, Model, normalise
+from ecgad.train import Budget, fit
+
+SMALL = {"width": 16, "decoder_width": 12, "depth": 2, "rounds": 5}
+LINE = Config(segment=(6,), local=(4,), **SMALL)  # 12 segments of (3, 72)
+SQUARE = Config(segment=(4, 4), local=(2, 2), **SMALL)  # 16 segments of (3, 16, 16)
+
+
+def built(config: Config = LINE, shape: tuple[int, ...] = (3, 72)) -> Model:
+    """An untrained model whose every parameter has something to say."""
+    torch.manual_seed(0)
+    model = Model(shape, config)
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return model.eval()
+
+
+def reconstruction(model: Model, x: Tensor) -> Tensor:
+    """What the head gives for the masked places of each round, (b, H, m, p)."""
+    caught = []
+    handle = model.head.register_forward_hook(lambda *args: caught.append(args[2]))
+    model(x)
+    handle.remove()
+    return caught[0]
+
+
+def test_the_default_has_an_eighteenth_of_the_parameters_of_mcf():
+    model = Model((12, 4800), Config())
+    assert sum(p.numel() for p in model.parameters()) == 392_832
+
+
+def test_half_of_each_region_is_visible_in_a_round_by_default():
+    model = Model((12, 4800), Config())
+    visible = model.get_buffer("visible")
+    assert visible.shape == (10, 50 + 5)
+    assert ((visible < 100).sum(1) == 50).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (Config(), (12, 4800)),
+        (Config(segment=(10,)), (12, 1000)),
+        (SQUARE, (3, 16, 16)),
+        (Config(segment=(6,), local=(4,), ratio=0.3, rounds=4), (3, 72)),
+    ],
+)
+def test_every_segment_is_hidden_and_its_weights_sum_to_one(config, shape):
+    model = Model(shape, config)
+    slots, weights = model.get_buffer("slots"), model.get_buffer("weights")
+    hidden = model.get_buffer("masked_segment").flatten()
+    assert torch.allclose(weights.sum(1), torch.ones(model.tokens.n))
+    for segment in range(model.tokens.n):
+        used = slots[segment][weights[segment] > 0]
+        assert used.tolist() == (hidden == segment).nonzero().flatten().tolist()
+    masked = model.get_buffer("masked")
+    assert set(masked[masked < model.tokens.n].tolist()) == set(range(model.tokens.n))
+
+
+def test_local_regions_tile_the_default_record_once():
+    model = Model((12, 4800), Config())
+    place = torch.cat([model.get_buffer("visible"), model.get_buffer("masked")], dim=1)
+    segment = torch.cat(
+        [model.get_buffer("visible_segment"), model.get_buffer("masked_segment")], 1
+    )
+    assert sorted(segment[place >= 100].tolist()) == list(range(100))
+
+
+@pytest.mark.parametrize(("config", "shape"), [(LINE, (3, 72)), (SQUARE, (3, 16, 16))])
+def test_the_map_is_the_mean_error_over_the_rounds_that_hid_a_segment(config, shape):
+    model = built(config, shape)
+    x = torch.randn(2, *shape)
+    with torch.no_grad():
+        found = model(x).map
+    for record, its_map in zip(x, found, strict=True):
+        torch.testing.assert_close(
+            its_map, naive_mmae.point_score(model, record), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_what_is_decoded_at_visible_places_never_enters_the_map():
+    model, x = built(), torch.randn(1, 3, 72)
+    visible = model.get_buffer("visible").shape[1]
+
+    def spoil(_module, _inputs, output: Tensor) -> Tensor:
+        return torch.cat([output[:, :visible] + 1e3, output[:, visible:]], dim=1)
+
+    before = model(x).map
+    model.decoder.register_forward_hook(spoil)
+    assert torch.equal(model(x).map, before)
+
+
+def test_a_segment_hidden_in_both_scales_does_not_reach_any_reconstruction():
+    model = built()
+    shown = model.get_buffer("visible_segment").tolist()
+    x = torch.randn(1, 3, 72)
+    before = reconstruction(model, x)
+    for segment in range(12):
+        changed = x.clone()
+        changed[..., segment * 6 : segment * 6 + 6] += 5
+        after = reconstruction(model, changed)
+        same = [bool(torch.equal(a, b)) for a, b in zip(after[0], before[0], strict=True)]
+        assert same == [segment not in round_ for round_ in shown]
+
+
+def test_each_scale_is_reconstructed_from_the_other_too():
+    model = built()
+    out = reconstruction(model, torch.randn(1, 3, 72))[0]  # (H, m, p)
+    is_global = model.get_buffer("masked") < 12
+    for half, other in ((is_global, slice(12, None)), (~is_global, slice(0, 12))):
+        (gradient,) = torch.autograd.grad(out[half].sum(), model.position, retain_graph=True)
+        assert gradient[other].abs().sum() > 1e-3
+
+
+def test_the_scales_have_embeddings_of_their_own_and_all_of_them_learn():
+    model = built()
+    model.loss(torch.randn(64, 3, 72)).backward()
+    for embedding in (model.position, model.decoder_position):
+        assert len(embedding) == 12 + 4
+        assert (embedding.grad.abs().sum(1) > 0).all()
+
+
+def test_segments_are_normalised_over_all_leads_and_samples():
+    u = 7 + 3 * torch.randn(2, 5, 36)
+    u[0, 0] = 4.0  # flat
+    normal, deviation = normalise(u)
+    rest = torch.ones(2, 5, dtype=torch.bool)
+    rest[0, 0] = False
+    torch.testing.assert_close(normal.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal[rest].var(-1, correction=0), torch.ones(9), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normal * deviation + u.mean(-1, keepdim=True), u)
+    assert normal[0, 0].abs().max() == 0
+
+
+def silent(config: Config) -> Model:
+    """A model that reconstructs zeros, so that errors are the targets themselves."""
+    model = Model((3, 72), config)
+    model.head.weight.data.zero_()
+    return model.eval()
+
+
+def test_a_model_that_says_nothing_loses_one_in_each_scale():
+    x = torch.randn(8, 3, 72)
+    assert silent(LINE).loss(x).item() == pytest.approx(2, abs=1e-4)
+    quarter = Config(segment=(6,), local=(4,), local_weight=0.25, **SMALL)
+    assert silent(quarter).loss(x).item() == pytest.approx(1.25, abs=1e-4)
+
+
+def test_the_loss_is_the_error_of_hidden_segments_against_their_normalised_selves(monkeypatch):
+    model, x = built(), torch.randn(16, 3, 72)
+    told = []
+    decode = Model.decode
+
+    def listen(self: Model, z: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        out = decode(self, z, visible, masked)
+        told.append((visible, masked, out))
+        return out
+
+    monkeypatch.setattr(Model, "decode", listen)
+    drawn = []
+    randint = torch.randint
+    monkeypatch.setattr(
+        torch, "randint", lambda *a, **k: drawn.append(randint(*a, **k)) or drawn[-1]
+    )
+    loss = model.loss(x)
+    ((visible, masked, out),), (w,) = told, drawn
+    errors: dict[str, list[float]] = {"global": [], "local": []}
+    for i, places in enumerate(masked.tolist()):
+        assert sorted(places + visible[i].tolist()) == list(range(16))
+        for place, row in zip(places, out[i], strict=True):
+            segment = place if place < 12 else int(w[i]) + place - 12
+            value = x[i, :, segment * 6 : segment * 6 + 6].flatten()
+            target = (value - value.mean()) / (value.var(correction=0) + 1e-6).sqrt()
+            errors["global" if place < 12 else "local"].append(
+                (row - target).square().mean().item()
+            )
+    by_hand = np.mean(errors["global"]) + np.mean(errors["local"])
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_denormalised_the_map_is_in_the_inputs_own_unit():
+    x = 5 + 2 * torch.randn(1, 3, 72)
+    model = silent(Config(segment=(6,), local=(4,), denormalise=True, **SMALL))
+    u = model.tokens.split(x)
+    squares = (u - u.mean(-1, keepdim=True)).square()
+    torch.testing.assert_close(model(x).map, model.tokens.join(squares), rtol=1e-4, atol=1e-4)
+
+
+def test_too_few_rounds_to_score_every_sample_are_refused():
+    with pytest.raises(ValueError, match="3 rounds of 30 masked tokens leave some of 100"):
+        Model((12, 4800), Config(ratio=0.3, rounds=3))
+
+
+def test_a_region_of_one_segment_is_refused():
+    with pytest.raises(ValueError, match="1 token cannot be both hidden and visible"):
+        Model((12, 4800), Config(local=(1,)))
+
+
+def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg):
+    torch.manual_seed(0)
+    config = Config(
+        segment=(40,), local=(3,), ratio=0.3, width=48, depth=1, decoder_width=48, rounds=6
+    )
+    model = fit(
+        Model((3, 240), config), ecg(256, seed=0, leads=3), seed=0, budget=Budget(300, 32, 5e-3)
+    )
+    usual = ecg(32, seed=1, leads=3)
+    peak = usual[:, 1, 20:220].argmax(1) + 20  # the R wave of lead II
+    strange = usual.copy()
+    for record, r in zip(strange, peak, strict=True):
+        record[0, r - 6 : r + 7] *= -1
+    with torch.no_grad():
+        before, after = (model(torch.from_numpy(x)).map.numpy() for x in (usual, strange))
+    rises = [(a - b)[:, r - 6 : r + 7].mean(1) for a, b, r in zip(after, before, peak, strict=True)]
+    rise = np.array(rises)  # (records, leads)
+    assert np.mean(rise[:, 0] > 0.1) > 0.9
+    assert np.mean(rise.argmax(1) == 0) > 0.9
