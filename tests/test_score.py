@@ -1,0 +1,130 @@
+"""score: maps to features, features to a number, maps to intervals."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ecgad.score import (
+    Rule,
+    feature_names,
+    features,
+    fit_rule,
+    intervals,
+    lead_scores,
+    row_validity,
+    score,
+    smoothen,
+)
+
+
+def a_rule(m: int = 2, **changes: object) -> Rule:
+    fields = {
+        "use": ("mean",), "centre": {"mean": 1.0, "top": 2.0}, "spread": {"mean": 0.5, "top": 4.0},
+        "place_limit": (1.0,) * m, "lead_centre": (1.0,) * m, "lead_spread": (0.5,) * m,
+    }  # fmt: skip
+    return Rule(**(fields | changes))  # type: ignore[arg-type]
+
+
+def maps(n: int = 40, seed: int = 0) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).gamma(2, size=(n, 2, 500)).astype(np.float32))
+
+
+def test_mean_and_top_share_are_taken_over_valid_places_only():
+    map = np.arange(40.0).reshape(2, 20)
+    valid = np.ones((2, 20), bool)
+    valid[1] = False
+    found = features(map, valid, np.array([7.0]), ("distance",))
+    assert found == {"mean": 9.5, "top": 19.0, "distance": 7.0}  # top 5 % of 20 places is one
+
+
+def test_a_record_without_a_valid_place_has_no_features():
+    with pytest.raises(ValueError, match="no place"):
+        features(np.ones((1, 5)), np.zeros((1, 5), bool), np.zeros(0), ())
+
+
+def test_the_rule_standardises_with_the_held_out_records():
+    held_out = maps()
+    valid = [np.ones(m.shape, bool) for m in held_out]
+    wholes = [np.zeros(0)] * len(held_out)
+    rule = fit_rule(held_out, valid, wholes, (), ("mean",), smooth=0)
+    means = np.array([m.mean() for m in held_out])
+    scores = [score(features(m, v, w, ()), rule)
+              for m, v, w in zip(held_out, valid, wholes, strict=True)]  # fmt: skip
+    np.testing.assert_allclose(scores, (means - means.mean()) / means.std(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_score_of_two_features_is_the_mean_of_their_deviations():
+    rule = a_rule(use=("mean", "top"))
+    assert score({"mean": 2.0, "top": 10.0}, rule) == pytest.approx((2.0 + 2.0) / 2)
+
+
+def test_one_in_a_hundred_places_of_the_held_out_records_is_above_the_limit():
+    held_out = maps()
+    valid = [np.ones(m.shape, bool) for m in held_out]
+    rule = fit_rule(held_out, valid, [np.zeros(0)] * 40, (), ("mean",), smooth=2)
+    over = [(smoothen(m, v, 2) > np.array(rule.place_limit)[:, None]).mean()
+            for m, v in zip(held_out, valid, strict=True)]  # fmt: skip
+    assert np.mean(over) == pytest.approx(0.01, abs=1e-3)
+
+
+def test_features_the_method_does_not_have_are_refused_by_name():
+    with pytest.raises(ValueError, match="rhythm.*known are mean, top, distance"):
+        fit_rule(maps(2), [np.ones((2, 500), bool)] * 2, [np.ones(1)] * 2,
+                 ("distance",), ("rhythm",), 1.0)  # fmt: skip
+
+
+def test_a_rule_survives_its_json_text():
+    rule = a_rule(place_limit=(0.1 + 0.2, 1e-9))
+    assert Rule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
+
+
+def test_lead_scores_are_deviations_and_nan_where_nothing_is_valid():
+    map = np.full((2, 10), 2.0)
+    valid = np.array([[True] * 10, [False] * 10])
+    np.testing.assert_array_equal(lead_scores(map, valid, a_rule()), [2.0, np.nan])
+
+
+def test_an_interval_is_where_the_map_stands_out_in_its_lead_strongest_first():
+    map = np.full((2, 1000), 0.5)
+    map[0, 200:260] = 3.0
+    map[1, 700:750] = 5.0
+    found = intervals(map, np.ones(map.shape, bool), a_rule(), ("I", "V1"), 100.0, smooth=0)
+    assert [(i.lead, i.start_s, i.end_s) for i in found] == [("V1", 7.0, 7.5), ("I", 2.0, 2.6)]
+    assert [i.score for i in found] == [5.0, 3.0]
+
+
+def test_stretches_almost_touching_are_one_and_specks_are_dropped():
+    map = np.zeros((1, 1000))
+    map[0, 100:120] = map[0, 124:140] = 2.0  # 40 ms apart
+    map[0, 500:504] = 9.0  # 40 ms long
+    found = intervals(map, np.ones(map.shape, bool), a_rule(1), ("I",), 100.0, smooth=0)
+    assert [(i.start_s, i.end_s) for i in found] == [(1.0, 1.4)]
+
+
+def test_no_interval_lies_where_nothing_can_be_judged():
+    map = np.zeros((1, 1000))
+    map[0, 300:400] = 50.0
+    valid = np.ones(map.shape, bool)
+    valid[0, 290:410] = False
+    assert intervals(map, valid, a_rule(1), ("I",), 100.0, smooth=3) == ()
+
+
+def test_smoothing_is_a_gaussian_mean_that_gaps_do_not_pull_down():
+    map = np.full((1, 400), 2.0)
+    valid = np.ones(map.shape, bool)
+    valid[0, 180:220] = False
+    np.testing.assert_allclose(smoothen(map, valid, 3)[valid], 2.0, rtol=1e-5)
+
+
+def test_a_map_of_one_row_is_judged_where_any_lead_is():
+    valid = np.array([[True, False, False], [True, True, False]])
+    np.testing.assert_array_equal(row_validity(valid, 1), [[True, True, False]])
+    assert row_validity(valid, 2) is valid
+
+
+def test_the_names_of_features_come_in_the_order_of_their_values():
+    names = ("rhythm", "distance")
+    row = features(np.ones((1, 4)), np.ones((1, 4), bool), np.array([3.0, 4.0]), names)
+    assert tuple(row) == feature_names(names)
+    assert (row["rhythm"], row["distance"]) == (3.0, 4.0)

@@ -1,0 +1,127 @@
+"""train.fit: one loop for every method, resumable to the step."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.train import Budget, Progress, _decay_groups, _schedule, fit
+
+
+class TwoStages(Detector):
+    """Learns the mean of its input in stage one, a scale in stage two."""
+
+    def __init__(self) -> None:
+        super().__init__((1, 8))
+        self.mean = nn.Parameter(torch.zeros(8))
+        self.scale = nn.Parameter(torch.ones(8))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Evidence:
+        return Evidence((x - self.mean) ** 2 * self.scale, x.new_zeros(len(x), 0))
+
+    def loss(self, x: Tensor) -> Tensor:
+        noise = 0.01 * torch.randn_like(x)  # so that the seed matters
+        return (x + noise - self.mean).square().mean()
+
+    def stages(self) -> list[Stage]:
+        return [
+            Stage("mean", [self.mean], self.loss, 0.5),
+            Stage("scale", [self.scale], lambda x: (self.scale - 2).square().mean(), 0.5),
+        ]
+
+    def warm_up(self, batches: Iterable[Tensor]) -> None:
+        self.seen += sum(len(batch) for batch in batches)
+
+
+def data(n: int = 100) -> np.ndarray:
+    return (3 + np.random.default_rng(0).normal(size=(n, 1, 8))).astype(np.float32)
+
+
+BUDGET = Budget(steps=400, batch=16, lr=0.1, weight_decay=0.0)
+
+
+def test_every_stage_trains_its_own_parameters_for_its_share_of_the_steps():
+    told: list[Progress] = []
+    model = fit(TwoStages(), data(), seed=0, budget=BUDGET, report=told.append, report_every=50)
+    np.testing.assert_allclose(model.mean.detach(), data().mean((0, 1)), atol=0.1)
+    np.testing.assert_allclose(model.scale.detach(), 2, atol=0.01)
+    assert {p.stage: p.steps for p in told} == {"mean": 200, "scale": 200}
+
+
+def test_warm_up_sees_every_record_once():
+    assert fit(TwoStages(), data(37), seed=0, budget=Budget(steps=2, batch=16)).seen == 37
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    one, again, other = (fit(TwoStages(), data(), seed=s, budget=BUDGET).mean for s in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_training_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(TwoStages(), data(), seed=0, budget=Budget(steps=4))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("killed_in", ["mean", "scale"])
+def test_a_killed_training_resumes_and_ends_with_the_same_weights(tmp_path: Path, killed_in: str):
+    def kill(progress: Progress) -> None:
+        if progress.stage == killed_in and progress.step == 100:
+            raise KeyboardInterrupt
+
+    straight = fit(TwoStages(), data(), seed=3, budget=BUDGET)
+    file = tmp_path / "checkpoint.pt"
+    common = {"seed": 3, "budget": BUDGET, "checkpoint": file, "report_every": 50}
+    with pytest.raises(KeyboardInterrupt):
+        fit(TwoStages(), data(), report=kill, **common)
+    steps: list[Progress] = []
+    resumed = fit(TwoStages(), data(), report=steps.append, **common)
+    assert (steps[0].stage, steps[0].step) == (killed_in, 100)
+    assert torch.equal(straight.mean, resumed.mean)
+    assert torch.equal(straight.scale, resumed.scale)
+
+
+def test_the_probe_is_asked_now_and_then_and_at_the_end():
+    told: list[Progress] = []
+    fit(TwoStages(), data(), seed=0, budget=BUDGET, report=told.append, report_every=100,
+        probe=lambda model: float(model.training), probe_every=150)  # fmt: skip
+    asked = [(p.stage, p.step) for p in told if p.damage_auroc is not None]
+    assert asked == [("mean", 150), ("mean", 200), ("scale", 150), ("scale", 200)]
+
+
+def test_data_that_does_not_fit_the_model_is_refused():
+    with pytest.raises(ValueError, match=r"\(5, 1, 9\)"):
+        fit(TwoStages(), np.zeros((5, 1, 9), np.float32), seed=0)
+    with pytest.raises(ValueError, match=r"\(0, 1, 8\)"):
+        fit(TwoStages(), np.zeros((0, 1, 8), np.float32), seed=0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    model = TwoStages()
+    model.stages = lambda: [Stage("bad", [model.mean], lambda x: model.mean.sum() * np.inf)]  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match="'bad'"):
+        fit(model, data(), seed=0, budget=BUDGET)
+
+
+def test_the_rate_rises_for_the_warm_up_then_falls_as_a_cosine_to_nothing():
+    rates = np.array([_schedule(step, 1000, 0.05) for step in range(1000)])
+    assert rates.argmax() in (49, 50)
+    assert rates[0] < 0.03
+    assert rates[500] == pytest.approx(0.5, abs=1e-6)
+    assert rates[-1] < 1e-4
+    assert (np.diff(rates[50:]) < 0).all()
+
+
+def test_only_matrices_decay():
+    matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    decayed, free = _decay_groups([matrix, vector], 0.05)
+    assert (decayed["params"], decayed["weight_decay"]) == ([matrix], 0.05)
+    assert (free["params"], free["weight_decay"]) == ([vector], 0.0)
