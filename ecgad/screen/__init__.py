@@ -31,7 +31,6 @@ from ecgad.record import ReadError, Result
 from ecgad.screen import folder
 from ecgad.screen.progress import Progress
 from ecgad.screen.rows import Row, counts, failed_row, result_row, schema, strangest
-from ecgad.screen.workers import run_chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,6 +115,8 @@ def _score_parts(
     out: Path, manifest: folder.Manifest, home: Path, workers: int, quiet: bool
 ) -> None:
     """Scores the chunks whose part is not in `out` yet, and notes how long each took."""
+    from ecgad.screen.workers import run_chunks
+
     places = {n: folder.part(out, n) for n in folder.chunks(manifest)}
     missing = {
         n: paths
@@ -155,6 +156,7 @@ def _lost(home: Path, path: str, code: int | None) -> Row:
 def _draw(out: Path, table: pa.Table, home: Path, alpha: float, workers: int, quiet: bool) -> None:
     """The report; the strangest records are scored again, to be drawn."""
     from ecgad.report.html import write_report
+    from ecgad.screen.workers import run_chunks
 
     top = strangest(table, TOP)
     chunks = {i: [row["path"]] for i, row in enumerate(top)}

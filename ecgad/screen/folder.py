@@ -19,7 +19,6 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -56,6 +55,8 @@ def plan(
     places: list[Path], bundle: Bundle, alpha: float, shard: str | None, command: str
 ) -> Manifest:
     """A manifest before anything is scored."""
+    from importlib.metadata import version
+
     data, calibration = bundle.card["data"], bundle.calibration.groups
     return {
         "schema": VERSION,

@@ -1,0 +1,402 @@
+"""The command line: one function per verb, each a few lines around the function that does it.
+
+Exit codes: 0 done, also when single records failed; 1 nothing could be scored, or the work broke
+off; 2 wrong usage. Results go to stdout; progress and errors, one line each, to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from ecgad import __version__
+
+if TYPE_CHECKING:
+    from ecgad.record import Record
+    from ecgad.train import Progress
+
+OK, NOTHING, USAGE, STOPPED = 0, 1, 2, 130
+TRAIN = ("torch", "fvcore", "einops", "onnx", "onnxscript")  # what ecgad[train] brings
+
+app = App(
+    name="ecgad",
+    help="Learns what a normal ECG looks like and tells how strange a new one is, and where.",
+    help_epilogue="--debug, with any command, shows where an error came from. "
+    "A research aid, not a medical device.",
+    version=f"ecgad {__version__}",
+    version_flags=["--version"],
+    default_parameter=Parameter(negative=()),
+)
+
+Model = Annotated[
+    str | None, Parameter(help="Folder of a trained model; the one that is shipped if absent.")
+]
+Out = Annotated[Path, Parameter(name=("--out", "-o"))]
+Alpha = Annotated[float, Parameter(help="False-alarm rate that records are flagged at.")]
+Json = Annotated[bool, Parameter(name="--json", help="For machines.")]
+Quiet = Annotated[bool, Parameter(help="Nothing but errors.")]
+Settings = Annotated[
+    list[str] | None, Parameter(name="--set", help="A field of the method: width=32.")
+]
+
+
+@app.command
+def screen(
+    paths: list[str],
+    /,
+    *,
+    out: Out,
+    model: Model = None,
+    alpha: Alpha = 0.05,
+    workers: int | None = None,
+    shard: str | None = None,
+    engine: str = "local",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Score all records below folders and in lists into a folder, with a report.
+
+    After a crash the same command carries on where it was.
+
+    Args:
+        paths: Records, folders (searched through), or lists of paths (@list.txt).
+        out: Folder for the rows (results.csv, part-*.parquet), report.html and manifest.json.
+        workers: Processes; one a core if absent.
+        shard: i/n: every n-th record from the i-th on, to share an archive between machines.
+        engine: Where the processes run; "local" is here.
+    """
+    from ecgad.screen import counts, strangest
+    from ecgad.screen import screen as run
+
+    table = run(
+        paths, out, model=model, alpha=alpha, workers=workers, shard=shard, engine=engine,
+        quiet=quiet,
+    )  # fmt: skip
+    found, report = counts(table), out / "report.html"
+    if as_json:
+        _print_json({"counts": found, "report": str(report), "results": str(out / "results.csv")})
+    elif not quiet:
+        _show_screening(strangest(table, 10), found, report)
+    return OK if found["scored"] else NOTHING
+
+
+@app.command
+def score(
+    records: list[str],
+    /,
+    *,
+    model: Model = None,
+    alpha: Alpha = 0.05,
+    as_json: Json = False,
+) -> int:
+    """Score single records and print what was found.
+
+    Args:
+        records: The records; a .hea or a signal file beside it.
+    """
+    from ecgad import load
+    from ecgad.read import find
+    from ecgad.report.terminal import result_panel
+    from ecgad.screen import score_file
+
+    bundle, scored = load(model), 0
+    for place in find(records):
+        row, result = score_file(str(place), bundle, alpha)
+        scored += row["score"] is not None
+        if as_json:
+            _print_json(row, indent=None)
+        elif result is None:
+            _complain(row["error"])
+        else:
+            _print(result_panel(result))
+    return OK if scored else NOTHING
+
+
+@app.command
+def train(
+    method: str,
+    data: str,
+    /,
+    *,
+    out: Out,
+    settings: Settings = None,
+    seed: int = 0,
+    device: str = "cpu",
+    steps: int = 2000,
+    root: Annotated[Path | None, Parameter(name="--data")] = None,
+    name: str | None = None,
+    quiet: Quiet = False,
+) -> int:
+    """Train a method on records taken as normal, and calibrate it on a fifth of them.
+
+    Killed and started again, it carries on from OUT/checkpoint.pt.
+
+    Args:
+        method: One of `ecgad methods`.
+        data: Folder or list of records taken as normal, or with --data the name of a benchmark.
+        out: Folder for the model.
+        seed: Of all that is drawn by chance.
+        device: cpu or cuda.
+        steps: Of the optimiser, all stages together.
+        root: Folder that holds the benchmark's files.
+        name: The model's name; that of the method if absent.
+    """
+    from ecgad.learn import train as learn
+    from ecgad.train import Budget
+
+    if root is not None:
+        raise ValueError(f"benchmark {data!r}: benchmarks cannot be trained on in this version")
+    if device != "cpu":
+        raise ValueError(f"device {device!r}: folders are trained on with 'cpu' in this version")
+    records = list(_readable([data], quiet))
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists() and not quiet:
+        _say(f"carrying on from {checkpoint}")
+    bundle = learn(
+        method, records, seed=seed, settings=_fields(settings), budget=Budget(steps=steps),
+        report=None if quiet else _training(), checkpoint=checkpoint,
+    )  # fmt: skip
+    bundle.card["id"] = name or method
+    bundle.save(out)
+    checkpoint.unlink(missing_ok=True)
+    if not quiet:
+        _print(f"{bundle.id} is in {out}; try: ecgad screen PATH -o results --model {out}")
+    return OK
+
+
+@app.command
+def flops(
+    methods: list[str] | None = None,
+    /,
+    *,
+    like: str = "12x4800",
+    settings: Settings = None,
+    as_json: Json = False,
+) -> int:
+    """Count parameters and multiply-accumulates (MACs), beside those of a published method.
+
+    Args:
+        methods: Some of `ecgad methods`; all if absent.
+        like: Size of a record: leads x samples, or channels x height x width.
+    """
+    from ecgad.flops import count
+    from ecgad.methods import build, names
+
+    shape = _shape(like)
+    costs = {name: count(build(name, shape, _fields(settings))) for name in methods or names()}
+    if as_json:
+        _print_json([cost._asdict() for cost in costs.values()])
+    else:
+        _show_costs(list(costs.values()), like)
+    return OK
+
+
+@app.command
+def export(bundle: Path, /, *, quiet: Quiet = False) -> int:
+    """Write a model's ONNX file anew from its weights; refused when the two disagree.
+
+    Args:
+        bundle: Folder of a trained model.
+    """
+    from ecgad.bundle import file_sha256, load_detector, write
+
+    card, weights = bundle / "card.json", bundle / "weights.safetensors"
+    if not (card.is_file() and weights.is_file()):
+        raise ValueError(f"{bundle} is no model folder: {card.name} or {weights.name} is missing")
+    known = json.loads(card.read_text(encoding="utf-8"))
+    if known["weights_sha256"] != file_sha256(weights):
+        raise ValueError(f"{weights} is not the file that {card} names: copy the folder anew")
+    write(known, load_detector(bundle), bundle)
+    difference = json.loads(card.read_text(encoding="utf-8"))["onnx_difference"]
+    if not quiet:
+        _print(
+            f"{bundle / 'model.onnx'} agrees with torch to {difference:.1g} of the largest value"
+        )
+    return OK
+
+
+@app.command
+def report(out: Path, /, *, quiet: Quiet = False) -> int:
+    """Write the report of a screening anew.
+
+    Args:
+        out: Folder of a screening.
+    """
+    from ecgad.report.html import write_report
+
+    page = write_report(out)
+    if not quiet:
+        _print(str(page))
+    return OK
+
+
+@app.command
+def methods(*, as_json: Json = False) -> int:
+    """List the methods: name, paper, what each is good at, kinds of data."""
+    from ecgad.methods import describe, names
+
+    described = [describe(name) for name in names()]
+    if as_json:
+        _print_json([one._asdict() for one in described])
+    else:
+        _show_methods(described)
+    return OK
+
+
+def main(tokens: Iterable[str] | None = None) -> None:
+    """Runs one command and exits."""
+    given = list(sys.argv[1:] if tokens is None else tokens)
+    debug = "--debug" in given
+    try:
+        sys.exit(_run([token for token in given if token != "--debug"]))
+    except KeyboardInterrupt:
+        _complain("stopped; the same command carries on")
+        sys.exit(STOPPED)
+    except Exception as error:
+        if debug:
+            raise
+        _complain(_in_words(error))
+        sys.exit(_exit_code(error))
+
+
+def _run(tokens: list[str]) -> int:
+    command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    return command(*bound.args, **bound.kwargs) or OK
+
+
+def _exit_code(error: Exception) -> int:
+    from ecgad.screen import NothingToScore
+
+    if isinstance(error, NothingToScore):
+        return NOTHING
+    return USAGE if isinstance(error, ValueError | TypeError | CycloptsError) else NOTHING
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAIN:
+        return f"training needs {error.name}: pip install 'ecgad[train]'"
+    if isinstance(error, ValueError | TypeError | CycloptsError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (--debug shows where)"
+
+
+def _readable(paths: list[str], quiet: bool) -> Iterable[Record]:
+    """The records that can be read; the others are named."""
+    from ecgad.read import find, read
+    from ecgad.record import ReadError
+
+    for place in find(paths):
+        try:
+            yield read(place)
+        except ReadError as error:
+            if not quiet:
+                _say(f"left out: {error}")
+
+
+def _fields(settings: list[str] | None) -> dict[str, str]:
+    pairs = [setting.partition("=") for setting in settings or ()]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise ValueError(
+                f"--set {name}{equals}{value}: needed is field=value, such as width=32"
+            )
+    return {name: value for name, _, value in pairs}
+
+
+def _shape(like: str) -> tuple[int, ...]:
+    sizes = like.lower().split("x")
+    if len(sizes) not in (2, 3) or not all(size.isdecimal() and int(size) for size in sizes):
+        raise ValueError(f"--like {like}: needed are sizes such as 12x4800 or 3x224x224")
+    return tuple(map(int, sizes))
+
+
+def _training() -> Callable[[Progress], None]:
+    """Prints a line for each report of the training loop."""
+    before = {"step": 0, "seconds": 0.0}
+
+    def show(at: Progress) -> None:
+        if at.step <= before["step"]:  # another stage
+            before.update(step=0, seconds=0.0)
+        pace = (at.seconds - before["seconds"]) / (at.step - before["step"])
+        before.update(step=at.step, seconds=at.seconds)
+        found = "" if at.damage_auroc is None else f"   damage AUROC {at.damage_auroc:.3f}"
+        left = f"{pace * (at.steps - at.step) / 60:.1f} min left"
+        _say(f"{at.stage}  step {at.step:>6,} of {at.steps:,}   loss {at.loss:.4f}   {left}{found}")
+
+    return show
+
+
+def _show_screening(top: list[dict[str, Any]], found: dict[str, int], report: Path) -> None:
+    from ecgad.report.terminal import summary_lines, summary_table
+
+    if top:
+        _print(summary_table(top), "")
+    _print(summary_lines(found), f"report: {report}")
+
+
+def _show_costs(costs: list[Any], like: str) -> None:
+    from ecgad.flops import MCF
+
+    passes, most = MCF.passes
+    table = _table("method", "parameters>", "MCF / >", "MACs a pass>", "MACs a record>", "MCF / >")
+    for cost in costs:
+        smaller = MCF.parameters / max(cost.parameters, 1)
+        cheaper = passes * MCF.macs_pass / max(cost.macs_record, 1)
+        macs = f"{cost.macs_pass / 1e6:,.1f} M", f"{cost.macs_record / 1e6:,.1f} M"
+        table.add_row(
+            cost.method, f"{cost.parameters:,}", f"{smaller:.1f}", *macs, f"{cheaper:.1f}"
+        )
+    record = f"{passes * MCF.macs_pass / 1e6:,.0f} M"
+    table.add_row("MCF", f"{MCF.parameters:,}", "", f"{MCF.macs_pass / 1e6:,.0f} M", record, "")
+    about = f"MCF: Jiang et al., MICCAI 2023, on 12x4800; {passes} to {most} passes, here {passes}."
+    _print(table, "", f"Records of {like}. {about}")
+
+
+def _show_methods(described: list[Any]) -> None:
+    table = _table("method", "what it is")
+    for one in described:
+        said = f"Paper: {one.paper}\nGood at: {one.good_at}\nData: {one.data}\n"
+        table.add_row(one.name, f"{one.title}\n{said}")
+    _print(table)
+
+
+def _table(*columns: str) -> Any:
+    """A plain table; a column named with ">" at its end is set to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        table.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left")
+    return table
+
+
+def _print(*parts: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
+def _print_json(value: Any, indent: int | None = 1) -> None:
+    print(json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def _complain(words: str) -> None:
+    """In one line."""
+    _say(f"ecgad: {' '.join(words.split())}")
+
+
+if __name__ == "__main__":
+    main()
