@@ -117,6 +117,22 @@ def test_one_plateau_at_the_top_is_not_clipping():
     assert assess(change("V4", 3.0, slice(4900, TIME))).quality.grade == "ok"
 
 
+def test_plateaus_that_take_less_than_a_hundredth_of_the_time_are_not_clipping():
+    record = clean()
+    record.signal[row("V4")].reshape(10, 500)[:4, :12] = 3  # 48 of 5000 samples
+    assert assess(record).quality.grade == "ok"
+
+
+def test_zeros_in_gaps_are_not_plateaus():
+    beats = clean().signal[row("V4")] - 3
+    beats[[1000, 3000]] = 0  # the highest value, twice
+    record = change("V4", beats, valid=without())
+    for gap in (slice(200, 300), slice(1200, 1300), slice(2200, 2300)):
+        record.signal[row("V4"), gap] = 0
+        record.valid[row("V4"), gap] = False
+    assert assess(record).quality.reasons == ("lead V4 is missing for 0.6 s",)
+
+
 def test_a_gap_is_masked_and_its_length_named():
     valid = without()
     valid[:2, 100:300] = False
@@ -126,12 +142,23 @@ def test_a_gap_is_masked_and_its_length_named():
     np.testing.assert_array_equal(usable, valid)
 
 
-@pytest.mark.parametrize("junk", [np.nan, 0.5, 1e4])
-def test_what_stands_in_a_gap_does_not_matter(junk):
+def test_a_lead_with_a_gap_and_a_flat_stretch_is_judged_by_the_rest():
     valid = without()
-    valid[row("V3"), S] = False
-    quality, usable = assess(change("V3", junk, S, valid=valid))
-    assert quality == ("limited", ("lead V3 is missing for 2 s",))
+    valid[row("V3"), :2200] = False
+    record = change("V3", 5.0, slice(2200, 3400), valid=valid)
+    record.signal[row("V3"), :2200] = np.nan
+    quality, usable = assess(record)
+    assert quality == ("limited", ("lead V3 is missing for 4.4 s", "lead V3 is flat for 2.4 s"))
+    assert np.flatnonzero(usable[row("V3")]).tolist() == list(range(3400, TIME))
+
+
+@pytest.mark.parametrize("junk", [np.nan, 0.5, 1e4, -1e4])
+@pytest.mark.parametrize("gap", [S, slice(100, None, 50)])
+def test_what_stands_in_a_gap_does_not_matter(junk, gap):
+    valid = without()
+    valid[row("V3"), gap] = False
+    quality, usable = assess(change("V3", junk, gap, valid=valid))
+    assert quality == ("limited", (f"lead V3 is missing for {(~valid).sum() / RATE:g} s",))
     np.testing.assert_array_equal(usable, valid)
 
 
@@ -189,20 +216,29 @@ def test_one_lead_in_another_unit_is_not_used():
 
 
 def test_a_sentinel_value_is_masked_where_it_stands():
-    quality, usable = assess(change("V5", 32.767, slice(700, 900)))
+    offset = clean().signal[row("V5")] + 30  # of a coupled amplifier; wild is relative to it
+    offset[700:900] = 0
+    quality, usable = assess(change("V5", offset))
     assert quality == ("limited", ("lead V5 is 20 mV or more off its median for 0.4 s",))
     expected = without()
     expected[row("V5"), 700:900] = False
     np.testing.assert_array_equal(usable, expected)
 
 
-def test_a_limb_lead_with_a_gain_of_its_own_is_named():
-    record = change("aVF", 1.6 * clean().signal[row("aVF")])
-    rms = 0.6 * clean().signal[row("aVF")].std()
+@pytest.mark.parametrize("lead", ["aVR", "aVL", "aVF"])
+def test_a_limb_lead_with_a_gain_of_its_own_is_named(lead):
+    record = change(lead, -clean().signal[row(lead)])
+    rms = 2 * clean().signal[row(lead)].std()
     quality, usable = assess(record)
     text = f"limb leads break Einthoven's law by {rms:.2g} mV rms: "
-    assert quality == ("limited", (text + "lead aVF does not fit the five others",))
+    assert quality == ("limited", (text + f"lead {lead} does not fit the five others",))
     assert usable.all()
+
+
+def test_einthovens_law_is_checked_without_the_leads_that_are_lost():
+    record = change("aVF", 0.0)
+    record.signal[row("aVL")] *= -1
+    assert "break Einthoven's law" in assess(record).quality.reasons[1]
 
 
 def test_two_limb_leads_under_each_others_name_are_noticed():

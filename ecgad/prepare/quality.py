@@ -219,14 +219,14 @@ def _rms(laws: np.ndarray, covariance: np.ndarray) -> float:
 
 
 def _suspicion(laws: np.ndarray, covariance: np.ndarray, broken: float) -> str:
-    """Names the one lead without which the other five agree, when there is exactly one."""
-    suspects = []
-    for lead in range(len(LIMB) if len(laws) == len(_LAWS) else 0):
-        without = np.linalg.svd(laws[:, [lead]])[0][:, 1:].T @ laws  # (3, 6), 0 in this column
-        if _rms(without, covariance) < broken / 5:
-            suspects.append(LIMB[lead])
-    if len(suspects) == 1:
-        return f"lead {suspects[0]} does not fit the five others"
+    """Names the one lead without which the five others agree, when there is one."""
+    if len(laws) == len(_LAWS):
+        without = [  # combinations of the laws, (3, 6), in which the lead has no part
+            np.linalg.svd(laws[:, [lead]])[0][:, 1:].T @ laws for lead in range(len(LIMB))
+        ]
+        left = [_rms(others, covariance) for others in without]
+        if min(left) < broken / 5:
+            return f"lead {LIMB[int(np.argmin(left))]} does not fit the five others"
     return "a lead may be misnamed or have a gain of its own"
 
 
