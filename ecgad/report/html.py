@@ -196,10 +196,11 @@ def reasons(table: Table, state: np.ndarray, wanted: str) -> dict[str, Any]:
 
 
 def _general(message: str, row: dict) -> str:
-    for name in sorted({row["path"] or "", Path(row["path"] or "").name}, key=len, reverse=True):
-        if name:
-            message = message.replace(name, "…")
-    return re.sub(r"\s+", " ", message)
+    """The message without the record's own path, or that of a file beside it (r1.dat of r1.hea)."""
+    path = row["path"] or ""
+    stem = str(Path(path).with_suffix("")) if "/" in path else path
+    own = rf"(?<![\w/]){re.escape(stem)}(\.\w+)?(?!\w)"
+    return " ".join((re.sub(own, "…", message) if stem else message).split())
 
 
 def top(dataset: Dataset, table: Table, state: np.ndarray, out: Path, alpha: float) -> list[dict]:

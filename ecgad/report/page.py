@@ -288,7 +288,7 @@ def map_bins(result: Result, panel: Panel) -> np.ndarray:
     """The map's mean in each 20 ms of a panel; nan where nothing was judged."""
     bins = panel.start_s + np.arange(max(round(panel.seconds * BINS_PER_S), 1)) / BINS_PER_S
     lead = "all" if result.map_leads == ("all",) else panel.lead
-    if lead not in result.map_leads or result.map.shape[1] == 0:
+    if lead not in result.map_leads:
         return np.full(len(bins), np.nan)
     first = np.minimum((bins * result.map_rate_hz + 1e-6).astype(int), result.map.shape[1] - 1)
     last = first[-1] + max(1, int(result.map_rate_hz / BINS_PER_S))
