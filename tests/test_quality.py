@@ -102,6 +102,16 @@ def test_a_clipped_lead_is_not_used_and_its_level_is_named(rate, sign):
     assert usable.sum() == 11 * signal.shape[1]
 
 
+def test_leads_clipped_at_different_levels_are_named_apart():
+    record = clean()
+    for lead, level in (("V4", 0.5), ("V5", 0.4), ("V6", 0.4)):
+        np.minimum(record.signal[row(lead)], level, out=record.signal[row(lead)])
+    assert assess(record).quality.reasons == (
+        "leads V5, V6 are clipped at 0.400 mV",
+        "lead V4 is clipped at 0.500 mV",
+    )
+
+
 def test_a_lead_that_mostly_sits_at_its_rail_is_clipped():
     t = np.arange(TIME) / RATE
     quality, _ = assess(change("V4", np.minimum(np.sin(2 * np.pi * 0.7 * t), -0.2)))
