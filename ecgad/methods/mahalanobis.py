@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,15 @@ class Config:
             raise ValueError(f"{self}; bands, piece and each lag are at least 1")
 
 
+class Axis(NamedTuple):
+    """What is fixed of one axis of the grid, of `t` samples."""
+
+    slope_ranks: list[float]
+    piece: int  # samples
+    starts: list[int]  # of the pieces
+    bins: list[int]  # how many frequencies each band holds
+
+
 class Model(Detector):
     """Mahalanobis distance for inputs of `shape` = (c, *grid)."""
 
@@ -62,13 +71,19 @@ class Model(Detector):
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
         self.config = c = config
-        if (longest := max((0, *c.lags))) >= min(self.shape[1:]):
-            raise ValueError(f"a lag of {longest} does not fit grid {self.shape[1:]}: give less")
-        self.bins: list[list[int]] = []  # of each axis: how many frequencies each band holds
-        for axis, t in enumerate(self.shape[1:]):
-            basis, bins = _basis(min(t, c.piece), c.band, c.bands)
+        channels, *grid = self.shape
+        if (longest := max((0, *c.lags))) >= min(grid):
+            raise ValueError(f"a lag of {longest} does not fit grid {tuple(grid)}: give shorter")
+        n = math.prod(grid)
+        self.ranks = _ranks(c.levels, n)
+        self.once = [i * channels + j for i in range(channels) for j in range(i, channels)]
+        self.axes: list[Axis] = []
+        for axis, t in enumerate(grid):
+            piece = min(t, c.piece)
+            basis, bins = _basis(piece, c.band, c.bands)
             self.register_buffer(f"basis_{axis}", basis, persistent=False)  # (piece, 2 freqs)
-            self.bins.append(bins)
+            slope_ranks = _ranks(c.slope_levels, n // t * (t - 1))
+            self.axes.append(Axis(slope_ranks, piece, _starts(t, piece), bins))
         d = self.features(torch.zeros(1, *self.shape)).shape[1]
         self.register_buffer("centre", torch.zeros(d))
         self.register_buffer("whiten", torch.zeros(d, d))  # before `warm_up` nothing is strange
@@ -82,14 +97,14 @@ class Model(Detector):
 
     def features(self, x: Tensor) -> Tensor:
         """What describes a record: (b, c, *grid) -> (b, d)."""
-        c = self.config
-        found = [quantiles(x.flatten(2), c.levels), covariance(x)]
-        for axis, bins in enumerate(self.bins):
-            along = x.movedim(2 + axis, -1).flatten(2, -2) if x.ndim > 3 else x[:, :, None]
-            slope = (along[..., 1:] - along[..., :-1]).abs()  # (b, c, rows, t - 1)
-            found.append(quantiles(slope.flatten(2), c.slope_levels))
-            found.append(spectrum(along, self.get_buffer(f"basis_{axis}"), bins))
-            found += [lagged_covariance(along, lag) for lag in c.lags]
+        places = x.flatten(2)  # (b, c, n)
+        found = [quantiles(places, self.ranks), lagged_covariance(places, 0)[:, self.once]]
+        for i, axis in enumerate(self.axes):
+            along = x.unsqueeze(2).movedim(3 + i, -1).flatten(2, -2)  # (b, c, rows, t)
+            slope = (along[..., 1:] - along[..., :-1]).abs()
+            found.append(quantiles(slope.flatten(2), axis.slope_ranks))
+            found.append(spectrum(along, self.get_buffer(f"basis_{i}"), axis))
+            found += [lagged_covariance(along, lag) for lag in self.config.lags]
         return torch.cat(found, dim=1)
 
     def loss(self, x: Tensor) -> Tensor:
@@ -121,42 +136,37 @@ class Model(Detector):
         self.get_buffer("whiten").copy_(weight[:, None] * root)
 
 
-def quantiles(values: Tensor, levels: tuple[float, ...]) -> Tensor:
-    """Of (b, c, n): (b, c levels). As `torch.quantile`, which has no ONNX form."""
-    ranks = torch.tensor(levels, dtype=torch.float64) * (values.shape[-1] - 1)
-    low, high = ranks.floor().long().tolist(), ranks.ceil().long().tolist()
-    between = (ranks - ranks.floor()).to(values)
+def quantiles(values: Tensor, ranks: list[float]) -> Tensor:
+    """Of (b, c, n), between neighbours in rank: (b, c ranks). `torch.quantile` has no ONNX form."""
     ordered = values.sort(dim=-1).values
-    return torch.lerp(ordered[..., low], ordered[..., high], between).flatten(1)
+    below = ordered[..., [math.floor(rank) for rank in ranks]]
+    above = ordered[..., [math.ceil(rank) for rank in ranks]]
+    return torch.lerp(below, above, values.new_tensor([rank % 1 for rank in ranks])).flatten(1)
 
 
-def spectrum(along: Tensor, basis: Tensor, bins: list[int]) -> Tensor:
+def spectrum(along: Tensor, basis: Tensor, axis: Axis) -> Tensor:
     """Log power in bands along the last axis of (b, c, rows, t), mean of all rows and pieces."""
     centred = along - along.mean((2, 3), keepdim=True)
-    pieces = torch.stack([centred[..., s : s + len(basis)] for s in _starts(along, basis)], dim=3)
+    pieces = torch.stack([centred[..., s : s + axis.piece] for s in axis.starts], dim=3)
     waves = (pieces @ basis).unflatten(-1, (2, -1))  # (b, c, rows, pieces, cos and sin, freqs)
     power = waves.square().sum(-2).mean((2, 3))  # (b, c, freqs)
-    return torch.cat([(p.mean(-1) + FLOOR).log() for p in power.split(bins, dim=-1)], dim=1)
-
-
-def covariance(x: Tensor) -> Tensor:
-    """Each pair of leads once, a lead with itself included: (b, c, *grid) -> (b, c (c + 1) / 2)."""
-    centred = x.flatten(2) - x.flatten(2).mean(2, keepdim=True)
-    full = centred @ centred.transpose(1, 2) / centred.shape[2]
-    first, second = torch.triu_indices(x.shape[1], x.shape[1]).tolist()
-    return full[:, first, second]
+    bands = [(p.mean(-1) + FLOOR).log() for p in power.split(axis.bins, dim=-1)]
+    return torch.cat(bands, dim=1) if bands else power.flatten(1)
 
 
 def lagged_covariance(along: Tensor, lag: int) -> Tensor:
-    """Each lead with each lead `lag` samples later: (b, c, rows, t) -> (b, c c)."""
-    centred = along - along.mean((2, 3), keepdim=True)
-    now, later = centred[..., :-lag].flatten(2), centred[..., lag:].flatten(2)
+    """Each lead with each lead `lag` samples later: (b, c, .., t) -> (b, c c)."""
+    centred = along - along.mean(tuple(range(2, along.ndim)), keepdim=True)
+    now, later = centred[..., : -lag or None].flatten(2), centred[..., lag:].flatten(2)
     return (now @ later.transpose(1, 2) / now.shape[2]).flatten(1)
 
 
-def _starts(along: Tensor, basis: Tensor) -> list[int]:
+def _ranks(levels: tuple[float, ...], n: int) -> list[float]:
+    return [level * (n - 1) for level in levels]
+
+
+def _starts(t: int, piece: int) -> list[int]:
     """Of pieces that overlap by half or a little more and reach from end to end."""
-    t, piece = along.shape[-1], len(basis)
     count = 2 * math.ceil(t / piece) - 1
     return [round(i * (t - piece) / max(count - 1, 1)) for i in range(count)]
 
@@ -166,8 +176,9 @@ def _basis(t: int, band: tuple[float, float], bands: int) -> tuple[Tensor, list[
     of them each log-spaced band holds; bands without any are left out."""
     frequency = torch.arange(t // 2 + 1, dtype=torch.float64) / t  # cycles a sample
     frequency = frequency[(frequency >= band[0]) & (frequency <= band[1])]
-    edges = torch.logspace(*(math.log10(f) for f in band), bands + 1, dtype=torch.float64)[1:-1]
-    bins = torch.bucketize(frequency, edges).bincount()
+    edges = torch.tensor(band, dtype=torch.float64).log()
+    inner = torch.linspace(edges[0], edges[1], bands + 1, dtype=torch.float64)[1:-1].exp()
+    bins = torch.bucketize(frequency, inner).bincount()
     taper = torch.hann_window(t + 2, periodic=False, dtype=torch.float64)[1:-1]
     phase = 2 * math.pi * torch.arange(t, dtype=torch.float64)[:, None] * frequency
     waves = torch.cat([phase.cos(), phase.sin()], dim=1) * taper[:, None]

@@ -49,7 +49,7 @@ class Model(Detector):
         self.check(x)
         u = self.tokens.split(x)  # (b, n, p)
         error = ((u - self.get_buffer("mean")) @ self.get_buffer("residual")).square()
-        return Evidence(self.tokens.join(error), x.new_zeros(len(x), 0))
+        return Evidence(self.tokens.join(error), x.new_zeros(x.shape[0], 0))
 
     def loss(self, x: Tensor) -> Tensor:
         """The mean squared error. Nothing is learned by gradient: there are no stages."""
