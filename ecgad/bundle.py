@@ -24,7 +24,15 @@ from ecgad.export import Run, run_onnx
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, Prepared, prepare, stitch
 from ecgad.record import NOT_ASSESSABLE, Quality, Record, Result
-from ecgad.score import Rule, features, intervals, lead_scores, row_validity, score
+from ecgad.score import (
+    Rule,
+    features,
+    intervals,
+    lead_scores,
+    relative,
+    row_validity,
+    score,
+)
 
 if TYPE_CHECKING:
     from ecgad.parts.detector import Detector
@@ -117,6 +125,7 @@ class Bundle:
         value, p_value = self._score(map, valid, whole, prepared)
         rows = lead_scores(map, valid, self.rule)
         rate_hz = self.preparation.rate_hz
+        standing = relative(map, valid, self.rule, self.card["smooth_s"] * rate_hz)
         return Result(
             record=record,
             score=value,
@@ -126,10 +135,8 @@ class Bundle:
             alpha=alpha,
             quality=quality,
             lead_scores={k: float(v) for k, v in zip(leads, rows, strict=True) if math.isfinite(v)},
-            intervals=intervals(
-                map, valid, self.rule, leads, rate_hz, smooth=self.card["smooth_s"] * rate_hz
-            ),
-            map=np.where(valid, map, np.nan).astype(np.float32),
+            intervals=intervals(standing, leads, rate_hz),
+            map=standing,
             map_leads=leads,
             map_rate_hz=rate_hz,
             leads_derived=prepared.derived,

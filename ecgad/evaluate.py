@@ -187,7 +187,7 @@ def tabulate(
         counts["not_assessable"] = int((~known).sum())
         for name, values in _numbers(y[known], scores[known], p_values[known], patients[known]):
             for seed, value, low, high in values:
-                bundle = scored[0 if seed == "all" else seed][0]
+                bundle = scored[seed if isinstance(seed, int) else 0][0]
                 rows.append(
                     _constants(benchmark, bundle, command)
                     | {"source": source, "seed": seed, "metric": name, **counts}
@@ -249,10 +249,9 @@ def _constants(benchmark: str, bundle: Bundle, command: str) -> dict[str, Any]:
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: _short(v) for k, v in row.items()})
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([_short(row[column]) for column in COLUMNS] for row in rows)
     return path
 
 

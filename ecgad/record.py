@@ -109,7 +109,8 @@ class Result:
     quality: Quality
     lead_scores: dict[str, float]
     intervals: tuple[Interval, ...]  # strongest first
-    map: np.ndarray  # (leads, time) float32 at `map_rate_hz`; nan where not judged
+    map: np.ndarray  # (leads, time) float32 at `map_rate_hz`, in the unit of intervals' scores;
+    # nan where not judged
     map_leads: tuple[str, ...]
     map_rate_hz: float
     leads_derived: tuple[str, ...] = ()

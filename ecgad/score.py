@@ -35,7 +35,9 @@ class Rule:
     @classmethod
     def from_json(cls, data: dict) -> Rule:
         made: dict[str, Any] = {f.name: data[f.name] for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in made.items()})
+        for name, value in made.items():
+            made[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**made)
 
 
 def feature_names(whole: tuple[str, ...]) -> tuple[str, ...]:
@@ -116,29 +118,31 @@ def smoothen(map: np.ndarray, valid: np.ndarray, smooth: float) -> np.ndarray:
     return np.where(valid, total / np.maximum(weight, 1e-6), 0)
 
 
+def relative(map: np.ndarray, valid: np.ndarray, rule: Rule, smooth: float) -> np.ndarray:
+    """The smoothed map in multiples of what 99 % of normal places stay under; nan if not valid."""
+    limit = np.array(rule.place_limit).reshape(-1, *[1] * (map.ndim - 1))
+    return np.where(valid, smoothen(map, valid, smooth) / limit, np.nan).astype(np.float32)
+
+
 def intervals(
-    map: np.ndarray,
-    valid: np.ndarray,
-    rule: Rule,
+    relative: np.ndarray,
     names: tuple[str, ...],
     rate_hz: float,
     *,
-    smooth: float,
     shortest_s: float = 0.08,
     most: int = 20,
 ) -> tuple[Interval, ...]:
-    """Stretches of a signal's map (m, time) above what 99 % of normal places stay under.
+    """Stretches of a signal's `relative` map (m, time) above 1, at most `most`, strongest first.
 
-    Strongest first; a score of 2 is twice that limit. Stretches closer than `shortest_s` are one,
-    shorter ones are dropped.
+    An interval's score is its mean. Stretches closer than `shortest_s` are one, shorter ones are
+    dropped.
     """
     found = []
-    relative = smoothen(map, valid, smooth) / np.array(rule.place_limit)[:, None]
     gap = max(round(shortest_s * rate_hz), 1)
     for name, row in zip(names, relative, strict=True):
         for start, end in _runs(row > 1, gap):
             if end - start >= gap:
-                strength = float(row[start:end].mean())
+                strength = float(np.nanmean(row[start:end]))
                 found.append(Interval(name, start / rate_hz, end / rate_hz, strength))
     return tuple(sorted(found, key=lambda i: (-i.score, i.start_s, i.lead))[:most])
 

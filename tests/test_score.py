@@ -12,6 +12,7 @@ from ecgad.score import (
     fit_rule,
     intervals,
     lead_scores,
+    relative,
     row_validity,
     score,
     smoothen,
@@ -89,7 +90,7 @@ def test_an_interval_is_where_the_map_stands_out_in_its_lead_strongest_first():
     map = np.full((2, 1000), 0.5)
     map[0, 200:260] = 3.0
     map[1, 700:750] = 5.0
-    found = intervals(map, np.ones(map.shape, bool), a_rule(), ("I", "V1"), 100.0, smooth=0)
+    found = intervals(map, ("I", "V1"), 100.0)
     assert [(i.lead, i.start_s, i.end_s) for i in found] == [("V1", 7.0, 7.5), ("I", 2.0, 2.6)]
     assert [i.score for i in found] == [5.0, 3.0]
 
@@ -98,7 +99,7 @@ def test_stretches_almost_touching_are_one_and_specks_are_dropped():
     map = np.zeros((1, 1000))
     map[0, 100:120] = map[0, 124:140] = 2.0  # 40 ms apart
     map[0, 500:504] = 9.0  # 40 ms long
-    found = intervals(map, np.ones(map.shape, bool), a_rule(1), ("I",), 100.0, smooth=0)
+    found = intervals(map, ("I",), 100.0)
     assert [(i.start_s, i.end_s) for i in found] == [(1.0, 1.4)]
 
 
@@ -107,7 +108,15 @@ def test_no_interval_lies_where_nothing_can_be_judged():
     map[0, 300:400] = 50.0
     valid = np.ones(map.shape, bool)
     valid[0, 290:410] = False
-    assert intervals(map, valid, a_rule(1), ("I",), 100.0, smooth=3) == ()
+    standing = relative(map, valid, a_rule(1), smooth=3)
+    assert np.isnan(standing[~valid]).all()
+    assert intervals(standing, ("I",), 100.0) == ()
+
+
+def test_the_relative_map_is_in_multiples_of_each_leads_own_limit():
+    rule = a_rule(place_limit=(2.0, 4.0))
+    standing = relative(np.full((2, 50), 4.0), np.ones((2, 50), bool), rule, smooth=0)
+    np.testing.assert_allclose(standing, [[2.0] * 50, [1.0] * 50])
 
 
 def test_smoothing_is_a_gaussian_mean_that_gaps_do_not_pull_down():

@@ -29,8 +29,10 @@ def cases(root: Path) -> list[Case]:
 def _case(header: Path) -> Case:
     import wfdb
 
-    counts = wfdb.rdrecord(str(header.with_suffix("")), physical=False).d_signal
-    record = replace(read(header), signal=(counts.T / 1000).astype(np.float32), warnings=())
+    stored = wfdb.rdrecord(str(header.with_suffix("")), physical=False)
+    assert isinstance(stored, wfdb.Record)
+    counts = np.asarray(stored.d_signal).T
+    record = replace(read(header), signal=(counts / 1000).astype(np.float32), warnings=())
     findings = _findings(header)
     abnormal = findings != ["Rhythm: Sinus rhythm"]
     return Case(record, abnormal, f"ludb-{header.stem}", "ludb", " | ".join(findings))
