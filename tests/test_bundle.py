@@ -1,0 +1,213 @@
+"""Bundles and learning: what is saved is what scores, and it refuses what it should."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from archive import tiny_model
+
+from ecgad import load, train
+from ecgad.bundle import Bundle, load_detector
+from ecgad.export import disagreement, export_onnx, run_onnx, run_torch
+from ecgad.learn import Normals, calibrate, damage_probe, learn
+from ecgad.prepare.signal import Preparation, prepare
+from ecgad.record import LEADS, NOT_ASSESSABLE, Record
+from ecgad.train import Budget
+
+Ecg = Callable[..., np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, ecg: Ecg) -> Path:
+    return tiny_model(tmp_path_factory, ecg)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Bundle:
+    return load(folder)
+
+
+def record(mv: np.ndarray, rate_hz: float = 100.0) -> Record:
+    return Record(mv, rate_hz, LEADS, np.ones(mv.shape, bool), "r")
+
+
+@pytest.fixture
+def one(ecg: Ecg) -> Record:
+    return record(ecg(1, seed=3, t=1000)[0])
+
+
+def test_torch_and_onnx_runtime_give_the_same_result(folder: Path, model: Bundle, one: Record):
+    by_torch, by_onnx = load(folder, runtime="torch").score(one), model.score(one)
+    assert by_torch.score == pytest.approx(by_onnx.score, rel=1e-4)
+    np.testing.assert_allclose(by_torch.map, by_onnx.map, rtol=1e-3, atol=1e-4)
+
+
+def test_a_saved_copy_scores_the_same_and_has_the_same_name(
+    model: Bundle, one: Record, tmp_path: Path
+):
+    copy = load(model.save(tmp_path / "copy"))
+    assert copy.score(one).score == model.score(one).score
+    assert copy.sha256 == model.sha256
+
+
+def test_weights_that_are_not_the_cards_are_refused(folder: Path, tmp_path: Path):
+    bad = shutil.copytree(folder, tmp_path / "bad")
+    content = bytearray((bad / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (bad / "weights.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.safetensors is not the file that card\.json"):
+        load(bad)
+
+
+def test_a_folder_that_is_no_bundle_says_what_is_missing(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"card\.json, weights\.safetensors, model\.onnx"):
+        load(tmp_path)
+
+
+def test_a_card_of_another_schema_is_refused(folder: Path):
+    card = json.loads((folder / "card.json").read_text()) | {"schema": 99}
+    with pytest.raises(ValueError, match="schema 99"):
+        Bundle(card, run_onnx(folder / "model.onnx"))
+
+
+def test_a_record_scores_the_same_alone_and_in_any_crowd(model: Bundle, ecg: Ecg):
+    crowd = [record(mv) for mv in ecg(5, seed=4, t=1000)]
+    alone = [model.score(r).score for r in crowd]
+    assert [r.score for r in model.score_many(crowd[::-1])][::-1] == alone
+
+
+def test_a_record_too_short_or_with_too_few_leads_is_not_assessable(model: Bundle, one: Record):
+    short = replace(one, signal=one.signal[:, :400], valid=one.valid[:, :400])
+    two = replace(one, signal=one.signal[:2], valid=one.valid[:2], leads=("I", "II"))
+    for refused, reason in ((short, "4.0 s long"), (two, "6 of 12 leads can be judged")):
+        result = model.score(refused)
+        assert (result.decision, result.p_value) == (NOT_ASSESSABLE, None)
+        assert math.isnan(result.score)
+        assert reason in " ".join(result.quality.reasons)
+
+
+def test_alpha_below_the_smallest_p_value_is_refused(model: Bundle, one: Record):
+    with pytest.raises(ValueError, match="calibrate with at least 99 records"):
+        model.score(one, alpha=0.01)
+
+
+def test_a_record_without_a_lead_is_compared_with_records_without_one(model: Bundle, one: Record):
+    blanked = replace(one, signal=one.signal.copy(), valid=one.valid.copy())
+    blanked.signal[8], blanked.valid[8] = 0, False
+    found = model.score(blanked)
+    assert found.p_group == "11 of 12 leads"
+    assert "V3" not in found.lead_scores
+    assert np.isnan(found.map[8]).all()
+    ranked = np.asarray(model.card["calibration"]["11 of 12 leads"])
+    assert found.p_value == (1 + (ranked >= found.score).sum()) / (len(ranked) + 1)
+
+
+def test_a_long_record_is_judged_over_all_of_its_length(model: Bundle, ecg: Ecg):
+    long = record(ecg(1, seed=5, t=2500)[0])
+    found = model.score(long)
+    assert found.map.shape == (12, 2500)
+    assert np.isfinite(found.map).all()
+
+
+def test_calibration_scores_are_those_of_the_calibration_records_alone(ecg: Ecg, tmp_path: Path):
+    parts = [
+        [prepare(record(mv), Preparation()) for mv in ecg(6, seed=s, t=1000)] for s in (1, 2, 3)
+    ]
+    normals = Normals(*parts)
+    seen: list[bytes] = []
+
+    def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(x.tobytes())
+        return np.abs(x), np.zeros((len(x), 0))
+
+    rule, groups = calibrate(run, normals, Preparation(), (), ("mean",), seed=0)
+    held_out = [np.abs(p.windows).mean() for p in normals.held_out]
+    expected = [(np.abs(p.windows).mean() - np.mean(held_out)) / np.std(held_out)
+                for p in normals.calibration]  # fmt: skip
+    np.testing.assert_allclose(groups["12 of 12 leads"], expected, rtol=1e-3)
+    assert {len(scores) for scores in groups.values()} == {6}
+    assert set(groups) == {f"{12 - k} of 12 leads" for k in range(5)}
+    assert not {p.windows.tobytes() for p in normals.train} & set(seen)
+
+
+def test_training_and_calibration_records_are_apart_and_the_card_says_how_many(folder: Path):
+    data = json.loads((folder / "card.json").read_text())["data"]
+    assert (data["train_records"], data["held_out_records"], data["calibration_records"]) == (
+        70, 10, 20,
+    )  # fmt: skip
+    assert "| calibrated on | 20 records; the smallest p-value is 1/21 |" in (
+        folder / "README.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_too_few_records_to_calibrate_are_refused(ecg: Ecg):
+    with pytest.raises(ValueError, match="5 of 5 records can be judged; training needs at least"):
+        train("mmae", [record(mv) for mv in ecg(5, seed=1, t=1000)])
+
+
+def test_the_probe_tells_damaged_records_from_their_originals(ecg: Ecg):
+    records = [record(mv) for mv in ecg(12, seed=9, t=1000)]
+    clean = np.stack([prepare(r, Preparation()).windows[0] for r in records])
+
+    class Remembers:
+        """Strange is what it has not seen."""
+
+        def eval(self) -> "Remembers":
+            return self
+
+        def to(self, device: str) -> "Remembers":
+            return self
+
+        def __call__(self, x):  # noqa: ANN001, ANN204 - torch in, Evidence out
+            import torch
+
+            from ecgad.parts.detector import Evidence
+
+            seen = torch.from_numpy(clean)
+            nearest = (seen - x).abs().mean((1, 2)).argmin()
+            return Evidence((seen[nearest][None] - x).abs(), x.new_zeros(1, 0))
+
+    assert damage_probe(records, Preparation(), ("mean",))(Remembers()) > 0.95  # type: ignore[arg-type]
+
+
+def test_an_export_that_disagrees_is_refused_and_leaves_no_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    detector = load_detector(folder)
+    x = np.random.default_rng(0).normal(size=(2, *detector.shape)).astype(np.float32)
+    monkeypatch.setattr("ecgad.export.run_torch", lambda model: lambda x: (x * 2, x))
+    monkeypatch.setattr("ecgad.export.run_onnx", lambda path: lambda x: (x, x))
+    with pytest.raises(ValueError, match="differ by 0.5 of the largest value"):
+        export_onnx(detector, tmp_path / "model.onnx", x)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_disagreement_is_relative_to_the_largest_value():
+    one, other = np.array([[4.0, 2.0]]), np.array([[4.0, 1.0]])
+    empty = np.zeros((1, 0))
+    x = np.zeros((1, 1), np.float32)
+    assert disagreement(lambda x: (one, empty), lambda x: (other, empty), x) == 0.25
+
+
+def test_pretraining_comes_first_and_is_in_the_card(ecg: Ecg):
+    parts = [
+        [prepare(record(mv), Preparation()) for mv in ecg(6, seed=s, t=1000)] for s in (1, 2, 3)
+    ]
+    windows = np.concatenate([p.windows for p in parts[0]])
+    stages: list[tuple[str, int]] = []
+    bundle = learn(
+        "mmae", Normals(*parts), seed=0, pretrain=(windows, Budget(steps=3, batch=2)),
+        budget=Budget(steps=2, batch=2), report=lambda p: stages.append((p.stage, p.steps)),
+        settings={"segment": (50,), "local": (4,), "rounds": 2, "width": 8, "depth": 1,
+                  "heads": 1, "decoder_width": 8},
+    )  # fmt: skip
+    assert stages == [("train", 3), ("train", 2)]
+    assert bundle.card["pretraining"]["records"] == 6
+    x = windows[:2]
+    assert bundle.detector is not None
+    np.testing.assert_array_equal(run_torch(bundle.detector)(x)[0], bundle.run(x)[0])
