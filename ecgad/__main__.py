@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ecgad.train import Progress
 
 OK, NOTHING, USAGE, STOPPED = 0, 1, 2, 130
+WRONG_USE = (ValueError, TypeError, CycloptsError)
 TRAIN = ("torch", "fvcore", "einops", "onnx", "onnxscript")  # what ecgad[train] brings
 
 app = App(
@@ -185,15 +186,15 @@ def flops(
         methods: Some of `ecgad methods`; all if absent.
         like: Size of a record: leads x samples, or channels x height x width.
     """
-    from ecgad.flops import count
+    from ecgad.flops import MCF, count
     from ecgad.methods import build, names
 
     shape = _shape(like)
-    costs = {name: count(build(name, shape, _fields(settings))) for name in methods or names()}
+    costs = [count(build(name, shape, _fields(settings))) for name in methods or names()]
     if as_json:
-        _print_json([cost._asdict() for cost in costs.values()])
+        _print_json({"costs": [c._asdict() for c in costs], "reference": MCF._asdict()})
     else:
-        _show_costs(list(costs.values()), like)
+        _show_costs(costs, like)
     return OK
 
 
@@ -275,13 +276,13 @@ def _exit_code(error: Exception) -> int:
 
     if isinstance(error, NothingToScore):
         return NOTHING
-    return USAGE if isinstance(error, ValueError | TypeError | CycloptsError) else NOTHING
+    return USAGE if isinstance(error, WRONG_USE) else NOTHING
 
 
 def _in_words(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAIN:
-        return f"training needs {error.name}: pip install 'ecgad[train]'"
-    if isinstance(error, ValueError | TypeError | CycloptsError):
+        return f"training, export and flops need {error.name}: pip install 'ecgad[train]'"
+    if isinstance(error, WRONG_USE):
         return str(error)
     return f"{type(error).__name__}: {error} (--debug shows where)"
 
@@ -303,9 +304,7 @@ def _fields(settings: list[str] | None) -> dict[str, str]:
     pairs = [setting.partition("=") for setting in settings or ()]
     for name, equals, value in pairs:
         if not (name and equals and value):
-            raise ValueError(
-                f"--set {name}{equals}{value}: needed is field=value, such as width=32"
-            )
+            raise ValueError(f"--set {name}{equals}{value}: needed is field=value, as in width=32")
     return {name: value for name, _, value in pairs}
 
 
@@ -318,13 +317,12 @@ def _shape(like: str) -> tuple[int, ...]:
 
 def _training() -> Callable[[Progress], None]:
     """Prints a line for each report of the training loop."""
-    before = {"step": 0, "seconds": 0.0}
+    before: dict[str, tuple[int, float]] = {}
 
     def show(at: Progress) -> None:
-        if at.step <= before["step"]:  # another stage
-            before.update(step=0, seconds=0.0)
-        pace = (at.seconds - before["seconds"]) / (at.step - before["step"])
-        before.update(step=at.step, seconds=at.seconds)
+        step, seconds = before.get(at.stage, (0, 0.0))
+        pace = (at.seconds - seconds) / max(at.step - step, 1)
+        before[at.stage] = at.step, at.seconds
         found = "" if at.damage_auroc is None else f"   damage AUROC {at.damage_auroc:.3f}"
         left = f"{pace * (at.steps - at.step) / 60:.1f} min left"
         _say(f"{at.stage}  step {at.step:>6,} of {at.steps:,}   loss {at.loss:.4f}   {left}{found}")
@@ -346,12 +344,10 @@ def _show_costs(costs: list[Any], like: str) -> None:
     passes, most = MCF.passes
     table = _table("method", "parameters>", "MCF / >", "MACs a pass>", "MACs a record>", "MCF / >")
     for cost in costs:
-        smaller = MCF.parameters / max(cost.parameters, 1)
-        cheaper = passes * MCF.macs_pass / max(cost.macs_record, 1)
+        smaller = f"{MCF.parameters / cost.parameters:.1f}" if cost.parameters else "–"
         macs = f"{cost.macs_pass / 1e6:,.1f} M", f"{cost.macs_record / 1e6:,.1f} M"
-        table.add_row(
-            cost.method, f"{cost.parameters:,}", f"{smaller:.1f}", *macs, f"{cheaper:.1f}"
-        )
+        cheaper = f"{passes * MCF.macs_pass / max(cost.macs_record, 1):.1f}"
+        table.add_row(cost.method, f"{cost.parameters:,}", smaller, *macs, cheaper)
     record = f"{passes * MCF.macs_pass / 1e6:,.0f} M"
     table.add_row("MCF", f"{MCF.parameters:,}", "", f"{MCF.macs_pass / 1e6:,.0f} M", record, "")
     about = f"MCF: Jiang et al., MICCAI 2023, on 12x4800; {passes} to {most} passes, here {passes}."

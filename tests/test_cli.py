@@ -1,0 +1,282 @@
+"""The command line: what it prints, where, and what it exits with."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from archive import RATE_HZ, tiny_model, write_archive, write_record
+
+from ecgad import load, read
+from ecgad.__main__ import main
+from ecgad.flops import MCF
+from ecgad.methods import names
+from ecgad.screen import folder
+
+TINY = ("segment=50", "local=4", "rounds=2", "width=8", "depth=1", "heads=1", "decoder_width=8")
+
+
+@pytest.fixture(autouse=True)
+def _no_pages(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("ecgad.screen"), "TOP", 0)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, ecg):
+    return tiny_model(tmp_path_factory, ecg)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory, ecg):
+    return write_archive(tmp_path_factory.mktemp("archive"), ecg, healthy=4)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs one command: (exit code, stdout, stderr)."""
+
+    def run(*tokens):
+        with pytest.raises(SystemExit) as exit:
+            main(map(str, tokens))
+        return exit.value.code, *capsys.readouterr()
+
+    return run
+
+
+def screening(archive, out, model, *more):
+    return ("screen", archive, "-o", out, "--model", model, "--workers", 1, *more)
+
+
+def test_screen_prints_the_strangest_the_counts_and_where_the_report_is(
+    run, archive, model, tmp_path
+):
+    code, out, err = run(*screening(archive, tmp_path, model))
+    strangest = folder.read_table(tmp_path).sort_by([("score", "descending")])
+    assert (code, err) == (0, "")
+    assert out.splitlines()[2].split()[0] == strangest["record_id"][0].as_py()
+    assert "10 records in: 4 scored" in out
+    assert "2 not assessable, 4 failed" in out
+    assert out.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
+
+
+def test_screen_for_machines_prints_one_json_object(run, archive, model, tmp_path):
+    code, out, _ = run(*screening(archive, tmp_path, model, "--json"))
+    said = json.loads(out)
+    assert (code, said["counts"]["in"], said["counts"]["failed"]) == (0, 10, 4)
+    assert Path(said["results"]).read_text().count("\n") == 11
+
+
+def test_quiet_prints_nothing(run, archive, model, tmp_path):
+    assert run(*screening(archive, tmp_path, model, "--quiet")) == (0, "", "")
+
+
+def test_a_list_of_paths_is_a_path(run, archive, model, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{archive}/good/r00.hea\n{archive}/good/r02.hea\n")
+    command = screening(f"@{tmp_path}/list.txt", tmp_path / "out", model, "--json")
+    assert json.loads(run(*command)[1])["counts"]["in"] == 2
+
+
+def test_exit_code_1_when_nothing_could_be_scored(run, archive, model, tmp_path):
+    code, out, _ = run(*screening(archive / "bad", tmp_path, model))
+    assert code == 1
+    assert "6 records in: 0 scored (0 flagged), 2 not assessable, 4 failed" in out
+
+
+def test_exit_code_1_when_there_is_no_record(run, model, tmp_path):
+    code, out, err = run(*screening(tmp_path, tmp_path / "out", model))
+    assert (code, out) == (1, "")
+    assert err.startswith(f"ecgad: no record in {tmp_path}; read are: ")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (("screen", "/nowhere", "-o", "OUT", "--model", "MODEL"), "/nowhere: there is no such"),
+        (("screen", "/nowhere"), "requires"),
+        (("screen", "-o", "OUT"), "PATHS"),
+        (("screen", ".", "-o", "OUT", "--model", "MODEL", "--shard", "3/2"), "shard is '3/2'"),
+        (("screen", ".", "-o", "OUT", "--model", "/nowhere"), "/nowhere is not a bundle"),
+        (("screen", ".", "-o", "OUT", "--alpha", "x"), "alpha"),
+        (("score", "/nowhere", "--model", "MODEL"), "/nowhere: there is no such"),
+        (("peer", "."), "peer"),
+        (("flops", "mmae", "--like", "12by5"), "--like 12by5: needed are sizes such as 12x4800"),
+        (("flops", "mmae", "--set", "width"), "--set width: needed is field=value"),
+        (("flops", "mmae", "--set", "widht=8"), "no setting 'widht'; did you mean width?"),
+        (("export", "/nowhere"), "/nowhere is no model folder"),
+        (("report", "/nowhere"), "/nowhere holds no part"),
+        (("train", "mmae", ".", "-o", "OUT", "--data", "."), "benchmark '.'"),
+    ],
+)
+def test_wrong_use_is_one_line_on_stderr_and_exit_code_2(run, model, tmp_path, tokens, words):
+    stands_for = {"MODEL": model, "OUT": tmp_path / "out"}
+    code, out, err = run(*(stands_for.get(token, token) for token in tokens))
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.startswith("ecgad: ")
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_where_an_error_came_from(model):
+    with pytest.raises(ValueError, match="no such file"):
+        main(["score", "/nowhere", "--model", str(model), "--debug"])
+
+
+def test_score_prints_a_record_without_calling_it_normal(run, archive, model):
+    code, out, err = run("score", archive / "good/r01.hea", "--model", model)
+    result = load(model).score(read(archive / "good/r01.hea"))
+    assert (code, err) == (0, "")
+    assert f"score     {result.score:.2f}" in out
+    assert "not a medical device" in out
+    assert "normal" not in out.lower()
+
+
+def test_score_for_machines_prints_a_row_a_line(run, archive, model):
+    paths = [archive / f"good/r0{i}.hea" for i in (2, 0)]
+    code, out, _ = run("score", *paths, "--model", model, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    bundle = load(model)
+    assert code == 0
+    assert [row["score"] for row in rows] == [
+        bundle.score(read(path)).score for path in sorted(paths)
+    ]
+    assert {row["p_group"] for row in rows} == {"12 of 12 leads"}
+
+
+def test_score_says_why_a_record_fails_and_goes_on(run, archive, model):
+    paths = archive / "bad/cut.hea", archive / "good/r00.hea"
+    code, out, err = run("score", *paths, "--model", model)
+    assert code == 0
+    assert "cut.hea: " in err
+    assert err.count("\n") == 1
+    assert " r00 " in out
+    assert run("score", paths[0], "--model", model)[0] == 1
+
+
+def test_score_of_a_record_that_cannot_be_judged_exits_with_1(run, archive, model):
+    code, out, _ = run("score", archive / "bad/unit.hea", "--model", model)
+    assert code == 1
+    assert "not assessable" in out
+
+
+def test_methods_lists_every_method_with_its_paper(run):
+    code, out, _ = run("methods")
+    listed = json.loads(run("methods", "--json")[1])
+    assert (code, [one["name"] for one in listed]) == (0, list(names()))
+    assert "Zhou et al., PLOS ONE" in out
+
+
+def test_flops_stands_beside_the_published_method(run):
+    cost, *others = json.loads(run("flops", "mmae", "--json")[1])["costs"]
+    code, out, _ = run("flops", "mmae")
+    row = next(line for line in out.splitlines() if line.startswith("mmae")).split()
+    assert (code, others, cost["shape"]) == (0, [], [12, 4800])
+    assert row[1:3] == [f"{cost['parameters']:,}", f"{7_085_779 / cost['parameters']:.1f}"]
+    assert float(row[-1]) == pytest.approx(24 * 910e6 / cost["macs_record"], abs=0.05)
+    assert f"{MCF.parameters:,}" in out
+
+
+def test_flops_counts_what_settings_and_size_ask_for(run):
+    command = ("flops", "mmae", "--like", "2x400", "--json")
+    narrow, wide = (
+        json.loads(
+            run(*command, "--set", "segment=50", "--set", "local=4", "--set", f"width={w}")[1]
+        )
+        for w in (16, 32)
+    )
+    assert narrow["costs"][0]["shape"] == [2, 400]
+    assert wide["costs"][0]["parameters"] > narrow["costs"][0]["parameters"]
+
+
+def test_export_mends_a_model_whose_onnx_file_is_broken(run, archive, model, tmp_path):
+    shutil.copytree(model, tmp_path / "m")
+    (tmp_path / "m/model.onnx").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="ecgad export"):
+        load(tmp_path / "m")
+    code, out, _ = run("export", tmp_path / "m")
+    record = read(archive / "good/r00.hea")
+    assert code == 0
+    assert "agrees with torch to " in out
+    assert load(tmp_path / "m").score(record).score == pytest.approx(
+        load(model).score(record).score, rel=1e-4
+    )
+
+
+def test_export_does_not_bless_weights_that_the_card_does_not_name(run, model, tmp_path):
+    shutil.copytree(model, tmp_path / "m")
+    with (tmp_path / "m/weights.safetensors").open("ab") as file:
+        file.write(b"\0")
+    code, _, err = run("export", tmp_path / "m")
+    assert code == 2
+    assert "is not the file that" in err
+
+
+def test_report_is_written_anew(run, archive, model, tmp_path):
+    run(*screening(archive, tmp_path, model, "--quiet"))
+    (tmp_path / "report.html").unlink()
+    code, out, _ = run("report", tmp_path)
+    assert (code, out.strip()) == (0, str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").stat().st_size > 1000
+
+
+def test_train_leaves_a_model_that_screens_and_no_checkpoint(run, ecg, tmp_path):
+    for i, mv in enumerate(ecg(100, seed=5, t=1000)):
+        write_record(tmp_path / "in", f"n{i:03d}", mv, rate=f"{RATE_HZ}")
+    (tmp_path / "in/n000.dat").write_bytes(b"")
+    settings = [word for field in TINY for word in ("--set", field)]
+    command = ("train", "mmae", tmp_path / "in", "-o", tmp_path / "m", "--steps", 2, *settings)
+    code, out, err = run(*command, "--name", "mine")
+    bundle = load(tmp_path / "m")
+    assert code == 0
+    assert f"mine is in {tmp_path / 'm'}" in out
+    assert (bundle.id, bundle.card["data"]["records"]) == ("mine", 99)
+    assert (bundle.card["config"]["width"], bundle.card["budget"]["steps"]) == (8, 2)
+    assert not list((tmp_path / "m").glob("*checkpoint*"))
+    left_out, line = err.splitlines()
+    assert left_out.startswith(f"left out: {tmp_path / 'in/n000.hea'}: ")
+    assert "step      2 of 2   loss " in line
+    assert "damage AUROC 0." in line
+    assert np.isfinite(bundle.score(read(tmp_path / "in/n001.hea")).score)
+
+
+def test_training_without_torch_says_what_to_install(run, archive, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, err = run("flops", "mmae")
+    assert (code, out) == (1, "")
+    assert err == "ecgad: training, export and flops need torch: pip install 'ecgad[train]'\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), OSError(28, "No space left on device")])
+def test_what_nobody_foresaw_is_one_line_too(run, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("ecgad.methods.names", fail)
+    code, _, err = run("methods")
+    assert code == 1
+    assert err == f"ecgad: {type(error).__name__}: {error} (--debug shows where)\n"
+
+
+def test_an_interrupted_command_says_that_it_carries_on(run, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ecgad.methods.names", stop)
+    assert run("methods") == (130, "", "ecgad: stopped; the same command carries on\n")
+
+
+def test_version(run):
+    code, out, _ = run("--version")
+    assert (code, out.split()) == (0, ["ecgad", "0.1.0"])
+
+
+def test_help_names_every_verb(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for verb in ("screen", "score", "train", "flops", "export", "report", "methods"):
+        assert f"│ {verb} " in out

@@ -1,0 +1,399 @@
+"""Screening: nothing is lost, nothing is done twice, and the bytes do not depend on how it ran."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from archive import tiny_model, write_archive, write_record
+
+from ecgad import ReadError, load, read
+from ecgad.bundle import Bundle
+from ecgad.read import find
+from ecgad.screen import NothingToScore, counts, folder, schema, screen, strangest, take_shard
+from ecgad.screen.progress import Progress
+from ecgad.screen.workers import run_chunks
+
+SCREEN = importlib.import_module("ecgad.screen")  # `ecgad.screen` is the function
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_pages(monkeypatch):
+    """Drawing takes half a second a page."""
+    monkeypatch.setattr(SCREEN, "TOP", 0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, ecg):
+    return tiny_model(tmp_path_factory, ecg)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory, ecg):
+    return write_archive(tmp_path_factory.mktemp("archive"), ecg)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, archive, model):
+    """OUT of a run in one go, in one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SCREEN, "TOP", 0)
+        screen(archive, out := tmp_path_factory.mktemp("whole"), model=model, workers=1, quiet=True)
+    return out
+
+
+def results(out):
+    """Name -> bytes of all that must not depend on how a screening ran."""
+    return {p.name: p.read_bytes() for p in [*out.glob("part-*"), out / "results.csv"]}
+
+
+def row_of(table, name):
+    return next(row for row in table.to_pylist() if Path(row["path"]).stem == name)
+
+
+def test_every_file_is_one_row_in_the_order_of_its_path(whole, archive):
+    table = folder.read_table(whole)
+    assert table["path"].to_pylist() == [str(path) for path in find(archive)]
+    assert table.schema == schema()
+    assert table.schema.metadata == {b"ecgad_schema": b"1"}
+
+
+def test_what_comes_in_is_scored_or_refused_or_failed(whole):
+    found = counts(folder.read_table(whole))
+    flagged = found.pop("flagged")
+    assert found == {"in": 28, "scored": 22, "not assessable": 2, "failed": 4}
+    assert 0 <= flagged <= 22
+
+
+@pytest.mark.parametrize("name", ["empty", "no_rate", "no_signal", "cut"])
+def test_a_file_that_cannot_be_read_says_so_in_its_row(whole, archive, name):
+    row = row_of(folder.read_table(whole), name)
+    with pytest.raises(ReadError) as caught:
+        read(archive / "bad" / f"{name}.hea")
+    assert row["error"] == str(caught.value)
+    assert (row["decision"], row["quality"]) == ("not assessable", "reject")
+    assert row["score"] is row["p_value"] is None
+
+
+def test_a_record_that_cannot_be_judged_has_reasons_and_no_error(whole):
+    row = row_of(folder.read_table(whole), "unit")
+    assert row["decision"] == "not assessable"
+    assert "unit" in row["quality_reasons"][0]
+    assert row["error"] is row["score"] is row["p_value"] is row["p_group"] is None
+
+
+def test_a_row_says_what_the_model_says_of_the_record_alone(whole, archive, model):
+    row = row_of(folder.read_table(whole), "r03")
+    result = load(model).score(read(archive / "good/r03.hea"))
+    assert (row["score"], row["p_value"], row["p_group"]) == (
+        result.score, result.p_value, "12 of 12 leads",
+    )  # fmt: skip
+    assert {s["lead"]: s["score"] for s in row["lead_scores"]} == result.lead_scores
+    assert [tuple(i.values()) for i in row["intervals"]] == [tuple(i) for i in result.intervals]
+    assert row["source_sha256"] == result.record.source_sha256
+
+
+def test_the_text_table_holds_the_same_as_the_parts(whole):
+    rows = folder.read_table(whole).to_pylist()
+    with (whole / "results.csv").open(newline="") as file:
+        texts = list(csv.DictReader(file))
+    for row, text in zip(rows, texts, strict=True):
+        assert (float(text["score"]) if text["score"] else None) == row["score"]
+        assert json.loads(text["intervals"]) == row["intervals"]
+        assert (text["path"], text["error"] or None) == (row["path"], row["error"])
+
+
+def test_the_manifest_counts_and_names_every_source(whole):
+    manifest = json.loads((whole / "manifest.json").read_text())
+    table = folder.read_table(whole)
+    assert [entry["sha256"] for entry in manifest["inputs"]] == table["source_sha256"].to_pylist()
+    assert manifest["counts"] == counts(table)
+    assert set(manifest["seconds"]) == {p.name for p in whole.glob("part-*")}
+    assert manifest["started"] <= manifest["ended"]
+
+
+def test_the_strangest_come_first_and_the_unscored_not_at_all(whole):
+    rows = strangest(folder.read_table(whole), 100)
+    keys = [(row["p_value"], -row["score"]) for row in rows]
+    assert len(keys) == 22
+    assert keys == sorted(keys)
+
+
+def test_two_processes_give_the_same_bytes_as_one(whole, archive, model, tmp_path):
+    screen(archive, tmp_path, model=model, workers=2, quiet=True)
+    assert results(tmp_path) == results(whole)
+
+
+def test_parts_lost_or_cut_short_are_made_again_and_no_other(whole, archive, model, tmp_path):
+    run = partial(screen, archive, tmp_path, model=model, workers=1, quiet=True)
+    run()
+    kept = (tmp_path / "part-00000.parquet").stat().st_mtime_ns
+    (tmp_path / "part-00001.parquet").unlink()
+    (tmp_path / "part-00003.parquet").write_bytes(b"PAR1")
+    run()
+    assert (tmp_path / "part-00000.parquet").stat().st_mtime_ns == kept
+    assert results(tmp_path) == results(whole)
+
+
+KILLED = """
+import sys, time, importlib
+screen = importlib.import_module("ecgad.screen")
+write = screen.folder.write_part
+def slowly(*args):
+    write(*args)
+    time.sleep(60)
+screen.folder.write_part = slowly
+screen.screen(*sys.argv[1:3], model=sys.argv[3], workers=2, quiet=True)
+"""
+
+
+def test_a_run_killed_midway_carries_on_to_the_same_bytes(whole, archive, model, tmp_path):
+    words = [sys.executable, "-c", KILLED, archive, tmp_path, model]
+    run = subprocess.Popen(words, cwd=ROOT)
+    _wait_for(lambda: list(tmp_path.glob("part-*.parquet")))
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert len(list(tmp_path.glob("part-*.parquet"))) == 1
+    _wait_for(lambda: not any(map(_is_running, children)))  # no process outlives it
+    screen(archive, tmp_path, model=model, workers=1, quiet=True)
+    assert results(tmp_path) == results(whole)
+
+
+def _wait_for(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "nothing came"
+        time.sleep(0.02)
+
+
+def _is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_two_shards_hold_every_record_once(whole, archive, model, tmp_path):
+    tables = [
+        screen(archive, tmp_path / i, model=model, workers=1, shard=f"{i}/2", quiet=True)
+        for i in "12"
+    ]
+    rows = [row for table in tables for row in table.to_pylist()]
+    expected = folder.read_table(whole).to_pylist()
+    assert sorted(rows, key=lambda r: r["path"]) == sorted(expected, key=lambda r: r["path"])
+
+
+def test_a_shard_is_every_nth_from_its_own_place_on():
+    assert take_shard([Path(c) for c in "abcdefg"], "2/3") == [Path("b"), Path("e")]
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "1/", "a/b", "-1/2", "1/2/3"])
+def test_a_shard_that_is_none_is_refused(shard):
+    with pytest.raises(ValueError, match=f"shard is '{shard}'"):
+        take_shard([], shard)
+
+
+def test_a_folder_in_use_is_refused(archive, model, tmp_path):
+    with folder.locked(tmp_path), pytest.raises(ValueError, match="written by another run"):
+        screen(archive, tmp_path, model=model, workers=1, quiet=True)
+
+
+def test_a_folder_is_free_again_after_a_run_that_failed(tmp_path):
+    with pytest.raises(KeyError), folder.locked(tmp_path):
+        raise KeyError
+    with folder.locked(tmp_path):
+        pass
+
+
+@pytest.fixture
+def begun(archive, model, tmp_path):
+    """OUT of a screening that has only begun."""
+    folder.begin(tmp_path, folder.plan(find(archive), load(model), 0.05, None, "first command"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"alpha": 0.1}, "alpha 0.05 there, 0.1 now"),
+        ({"shard": "1/2"}, "shard None there, 1/2 now; 28 inputs there, 14 now"),
+    ],
+)
+def test_another_screening_in_the_same_folder_is_refused(begun, archive, model, changed, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        screen(archive, begun, model=model, workers=1, quiet=True, **changed)
+    assert "another -o" in str(caught.value)
+    assert "first command" in str(caught.value)
+    assert not list(begun.glob("part-*"))
+
+
+def test_other_inputs_are_named(begun, archive, model):
+    with pytest.raises(ValueError, match=r"22 now, the first that differs is \S+bad/cut.hea"):
+        screen(archive / "good", begun, model=model, workers=1, quiet=True)
+
+
+def test_another_model_is_refused(begun, archive, model):
+    bundle = load(model)
+    bundle.card["id"] = "other"
+    planned = folder.plan(find(archive), bundle, 0.05, None, "")
+    with pytest.raises(ValueError, match=r"model mmae \(\w{8}\) there, other \(\w{8}\) now"):
+        folder.begin(begun, planned)
+
+
+def test_parts_of_unknown_origin_are_not_added_to(archive, model, tmp_path):
+    (tmp_path / "part-00000.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match="no manifest.json: take another -o"):
+        screen(archive, tmp_path, model=model, workers=1, quiet=True)
+
+
+def test_an_error_nobody_foresaw_is_a_row_with_its_type(archive, model, tmp_path, monkeypatch):
+    score = Bundle.score
+
+    def fails_once(self, record, *, alpha):
+        if record.record_id == "r05":
+            raise ZeroDivisionError("by\nzero")
+        return score(self, record, alpha=alpha)
+
+    monkeypatch.setattr(Bundle, "score", fails_once)
+    table = screen(archive / "good", tmp_path, model=model, workers=1, quiet=True)
+    assert counts(table)["scored"] == 21
+    assert "good/r05.hea: ZeroDivisionError: by zero; " in row_of(table, "r05")["error"]
+
+
+def test_a_model_not_saved_yet_is_saved_with_the_results(archive, model, tmp_path):
+    bundle = load(model)
+    saved, bundle.folder = bundle.folder, None
+    bundle.save = lambda place: type(bundle).save(load(saved), place)
+    one = archive / "good/r01.hea"
+    row = screen(one, tmp_path, model=bundle, workers=1, quiet=True).to_pylist()[0]
+    assert load(tmp_path / "model").score(read(one)).score == row["score"]
+
+
+def test_a_folder_without_records_is_nothing_to_score(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NothingToScore, match="no record in .*empty; read are: WFDB"):
+        screen(tmp_path / "empty", tmp_path / "out", model=model, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"engine": "ray"}, "engine 'ray' is not in this version"),
+        ({"workers": 0}, "workers is 0; at least 1"),
+        ({"alpha": 0.01}, "nothing could ever be flagged"),
+        ({"shard": "5"}, "shard is '5'"),
+    ],
+)
+def test_wrong_use_is_refused_before_anything_is_written(archive, model, tmp_path, wrong, words):
+    with pytest.raises(ValueError, match=words):
+        screen(archive, tmp_path / "out", model=model, quiet=True, **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_draws_the_strangest_record(model, tmp_path, ecg, monkeypatch):
+    monkeypatch.setattr(SCREEN, "TOP", 1)
+    strange, usual = ecg(2, seed=3, t=1000)
+    strange[:, 400:500] += ecg(1, seed=4, t=1000)[0, :, ::-1][:, 400:500] * 3
+    paths = [write_record(tmp_path / "in", n, x) for n, x in (("odd", strange), ("usual", usual))]
+    table = screen(paths, tmp_path / "out", model=model, workers=1, quiet=True)
+    first = strangest(table, 1)[0]["record_id"]
+    assert [p.name.split("-")[0] for p in (tmp_path / "out/pages").iterdir()] == [first]
+    assert "<html" in (tmp_path / "out/report.html").read_text()
+
+
+# Processes that die
+
+
+def _square(deadly: dict[int, Path | None]):
+    """Squares, but dies over the `deadly` numbers: always, or until a file is there."""
+
+    def square(number):
+        if number in deadly:
+            mark = deadly[number]
+            if mark is None or not mark.exists():
+                mark and mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return number * number
+
+    return square
+
+
+def _gone(number, code):
+    return f"{number} gone ({code})"
+
+
+def run_squares(deadly, workers=2):
+    chunks = {0: [0, 1, 2], 1: [3, 4, 5], 2: [6, 7, 8]}
+    done = run_chunks(chunks, partial(_square, deadly), _gone, workers)
+    return {number: found for number, found, _ in done}
+
+
+def test_a_process_killed_once_loses_nothing(tmp_path):
+    found = run_squares({4: tmp_path / "mark"})
+    assert (tmp_path / "mark").exists()
+    assert found == {0: [0, 1, 4], 1: [9, 16, 25], 2: [36, 49, 64]}
+
+
+def test_an_item_that_kills_every_process_is_the_only_one_given_up():
+    found = run_squares({4: None, 8: None})
+    assert found == {0: [0, 1, 4], 1: [9, "4 gone (-9)", 25], 2: [36, 49, "8 gone (-9)"]}
+
+
+def _cannot_start():
+    os._exit(3)
+
+
+def test_processes_that_cannot_start_are_an_error_and_not_a_loss_of_items():
+    with pytest.raises(RuntimeError, match=r"before it was ready \(exit code 3\).*__main__"):
+        list(run_chunks({0: [1], 1: [2]}, _cannot_start, _gone, 2))
+
+
+def test_processes_started_here_use_one_thread_and_the_parent_is_left_alone(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    done = run_chunks({0: ["OMP_NUM_THREADS"], 1: ["OMP_NUM_THREADS"]}, _getenv, _gone, 2)
+    assert [found for _, found, _ in done] == [["1"], ["1"]]
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def _getenv():
+    return os.environ.get
+
+
+# Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_every_ten_seconds_when_nobody_watches(clock, capsys):
+    with Progress("scoring", "records", 2000, 1000, quiet=False) as progress:
+        for _ in range(5):
+            clock[0] += 4
+            progress.advance(50, 1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "carrying on: 1,000 of 2,000 records are there already"
+    # 12 s: 150 records of this run, 12.5 a second, 850 to go
+    assert second == "scoring: 1,150 of 2,000 records, 12.5 a second, 1:08 left, 3 failed"
+
+
+def test_quiet_is_silent(clock, capsys):
+    with Progress("scoring", "records", 10, 5, quiet=True) as progress:
+        clock[0] += 60
+        progress.advance(1, 1)
+    assert capsys.readouterr() == ("", "")
