@@ -128,7 +128,7 @@ def train(
     settings: Settings = None,
     seed: int = 0,
     device: str = "cpu",
-    steps: int = 2000,
+    steps: int | None = None,
     root: Annotated[Path | None, Parameter(name="--data")] = None,
     name: str | None = None,
     quiet: Quiet = False,
@@ -143,31 +143,73 @@ def train(
         out: Folder for the model.
         seed: Of all that is drawn by chance.
         device: cpu or cuda.
-        steps: Of the optimiser, all stages together.
+        steps: Of the optimiser, all stages together; 2000 if absent. Benchmarks have their own.
         root: Folder that holds the benchmark's files.
         name: The model's name; that of the method if absent.
     """
+    from ecgad.evaluate import load_benchmark, trained
     from ecgad.learn import train as learn
     from ecgad.train import Budget
 
+    tell = (lambda words: None) if quiet else _say
     if root is not None:
-        raise ValueError(f"benchmark {data!r}: benchmarks cannot be trained on in this version")
-    if device != "cpu":
-        raise ValueError(f"device {device!r}: folders are trained on with 'cpu' in this version")
-    records = list(_readable([data], quiet))
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists() and not quiet:
-        _say(f"carrying on from {checkpoint}")
-    bundle = learn(
-        method, records, seed=seed, settings=_fields(settings), budget=Budget(steps=steps),
-        report=None if quiet else _training(), checkpoint=checkpoint,
-    )  # fmt: skip
-    bundle.card["id"] = name or method
-    bundle.save(out)
-    checkpoint.unlink(missing_ok=True)
+        if steps is not None:
+            raise ValueError(f"--steps {steps}: the steps of a benchmark are part of it")
+        bundle = trained(
+            method, load_benchmark(data, root), seed, out, name=name, settings=_fields(settings),
+            device=device, report=tell,
+        )  # fmt: skip
+    else:
+        records = list(_readable([data], quiet))
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoint = out / "checkpoint.pt"
+        if checkpoint.exists():
+            tell(f"carrying on from {checkpoint}")
+        bundle = learn(
+            method, records, seed=seed, settings=_fields(settings), device=device,
+            budget=Budget(steps=steps or Budget.steps), checkpoint=checkpoint,
+            report=None if quiet else _training(),
+        )  # fmt: skip
+        bundle.card["id"] = name or method
+        bundle.save(out)
+        checkpoint.unlink(missing_ok=True)
     if not quiet:
         _print(f"{bundle.id} is in {out}; try: ecgad screen PATH -o results --model {out}")
+    return OK
+
+
+@app.command
+def evaluate(
+    benchmark: str,
+    /,
+    *,
+    root: Annotated[Path, Parameter(name="--data")],
+    out: Out,
+    method: Annotated[list[str] | None, Parameter(help="One of `ecgad methods`.")] = None,
+    model: Annotated[list[Path] | None, Parameter(help="Folder of a trained model.")] = None,
+    seeds: int = 3,
+    quiet: Quiet = False,
+) -> int:
+    """Train methods on a benchmark and write a leaderboard with intervals.
+
+    Killed and started again, it carries on where it was. Without --method and --model, all methods.
+
+    Args:
+        benchmark: Name of a file in ecgad/benchmarks, such as shipped.
+        root: Folder that holds the benchmark's files.
+        out: Folder for the table and the trained models.
+        seeds: Of each method.
+    """
+    from ecgad.evaluate import evaluate as run
+    from ecgad.methods import names
+
+    chosen = method if method or model else list(names())
+    tell = (lambda words: None) if quiet else _say
+    table = run(
+        benchmark, root, out, methods=chosen or [], seeds=seeds, bundles=model or [], report=tell
+    )
+    if not quiet:
+        _print(f"{table}")
     return OK
 
 
@@ -188,13 +230,14 @@ def flops(
     """
     from ecgad.flops import MCF, count
     from ecgad.methods import build, names
+    from ecgad.report.terminal import cost_table
 
     shape = _shape(like)
     costs = [count(build(name, shape, _fields(settings))) for name in methods or names()]
     if as_json:
         _print_json({"costs": [c._asdict() for c in costs], "reference": MCF._asdict()})
     else:
-        _show_costs(costs, like)
+        _print(*cost_table(costs, like))
     return OK
 
 
@@ -241,12 +284,13 @@ def report(out: Path, /, *, quiet: Quiet = False) -> int:
 def methods(*, as_json: Json = False) -> int:
     """List the methods: name, paper, what each is good at, kinds of data."""
     from ecgad.methods import describe, names
+    from ecgad.report.terminal import method_table
 
     described = [describe(name) for name in names()]
     if as_json:
         _print_json([one._asdict() for one in described])
     else:
-        _show_methods(described)
+        _print(method_table(described))
     return OK
 
 
@@ -316,18 +360,9 @@ def _shape(like: str) -> tuple[int, ...]:
 
 
 def _training() -> Callable[[Progress], None]:
-    """Prints a line for each report of the training loop."""
-    before: dict[str, tuple[int, float]] = {}
+    from ecgad.evaluate import progress_line
 
-    def show(at: Progress) -> None:
-        step, seconds = before.get(at.stage, (0, 0.0))
-        pace = (at.seconds - seconds) / max(at.step - step, 1)
-        before[at.stage] = at.step, at.seconds
-        found = "" if at.damage_auroc is None else f"   damage AUROC {at.damage_auroc:.3f}"
-        left = f"{pace * (at.steps - at.step) / 60:.1f} min left"
-        _say(f"{at.stage}  step {at.step:>6,} of {at.steps:,}   loss {at.loss:.4f}   {left}{found}")
-
-    return show
+    return lambda progress: _say(progress_line(progress))
 
 
 def _show_screening(top: list[dict[str, Any]], found: dict[str, int], report: Path) -> None:
@@ -336,41 +371,6 @@ def _show_screening(top: list[dict[str, Any]], found: dict[str, int], report: Pa
     if top:
         _print(summary_table(top), "")
     _print(summary_lines(found), f"report: {report}")
-
-
-def _show_costs(costs: list[Any], like: str) -> None:
-    from ecgad.flops import MCF
-
-    passes, most = MCF.passes
-    table = _table("method", "parameters>", "MCF / >", "MACs a pass>", "MACs a record>", "MCF / >")
-    for cost in costs:
-        smaller = f"{MCF.parameters / cost.parameters:.1f}" if cost.parameters else "–"
-        macs = f"{cost.macs_pass / 1e6:,.1f} M", f"{cost.macs_record / 1e6:,.1f} M"
-        cheaper = f"{passes * MCF.macs_pass / max(cost.macs_record, 1):.1f}"
-        table.add_row(cost.method, f"{cost.parameters:,}", smaller, *macs, cheaper)
-    record = f"{passes * MCF.macs_pass / 1e6:,.0f} M"
-    table.add_row("MCF", f"{MCF.parameters:,}", "", f"{MCF.macs_pass / 1e6:,.0f} M", record, "")
-    about = f"MCF: Jiang et al., MICCAI 2023, on 12x4800; {passes} to {most} passes, here {passes}."
-    _print(table, "", f"Records of {like}. {about}")
-
-
-def _show_methods(described: list[Any]) -> None:
-    table = _table("method", "what it is")
-    for one in described:
-        said = f"Paper: {one.paper}\nGood at: {one.good_at}\nData: {one.data}\n"
-        table.add_row(one.name, f"{one.title}\n{said}")
-    _print(table)
-
-
-def _table(*columns: str) -> Any:
-    """A plain table; a column named with ">" at its end is set to the right."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in columns:
-        table.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left")
-    return table
 
 
 def _print(*parts: Any) -> None:

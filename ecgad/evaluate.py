@@ -82,7 +82,7 @@ def evaluate(
         scored = []
         for seed in range(seeds):
             report(f"{method}, seed {seed}")
-            bundle = trained(method, sets, seed, out / f"{method}-{seed}", report)
+            bundle = trained(method, sets, seed, out / f"{method}-{seed}", report=report)
             scored.append((bundle, *score_cases(bundle, sets.test)))
         rows += tabulate(benchmark, scored, sets.test, command)
     for path in bundles:
@@ -101,9 +101,20 @@ def load_benchmark(name: str, root: Path) -> Sets:
 
 
 def trained(
-    method: str, sets: Sets, seed: int, folder: Path, report: Callable[[str], None] = print
+    method: str,
+    sets: Sets,
+    seed: int,
+    folder: Path,
+    *,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    report: Callable[[str], None] = print,
 ) -> Bundle:
-    """The bundle of `method` and `seed`, learned from the benchmark's normals or loaded."""
+    """The bundle of `method` and `seed` in `folder`: learned by the method's plan, or loaded.
+
+    `settings` go before those of the plan. A killed training carries on from its checkpoint.
+    """
     if (folder / "card.json").is_file():
         return load(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,11 +122,11 @@ def trained(
     pretrain = None
     if plan.pretrain is not None and sets.generated:
         pretrain = (generated_windows(sets.generated, preparation), plan.pretrain)
-    checkpoint = folder / "checkpoint.pt"
     bundle = learn(
-        method, normals(sets, preparation), seed=seed, settings=plan.settings, name=folder.name,
-        preparation=preparation, budget=plan.budget, pretrain=pretrain, checkpoint=checkpoint,
-        report=lambda p: report(progress_line(p)),
+        method, normals(sets, preparation), seed=seed, name=name or folder.name,
+        settings={**plan.settings, **(settings or {})}, preparation=preparation,
+        budget=plan.budget, pretrain=pretrain, checkpoint=folder / "checkpoint.pt",
+        report=lambda progress: report(progress_line(progress)), device=device,
     )  # fmt: skip
     bundle.save(folder)
     for file in folder.glob("*checkpoint.pt"):

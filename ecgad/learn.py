@@ -56,6 +56,7 @@ def train(
     budget: Budget | None = None,
     report: Callable[[Progress], None] | None = None,
     checkpoint: Path | None = None,
+    device: str = "cpu",
 ) -> Bundle:
     """Trains `method` on records taken as normal and calibrates it on a fifth of them.
 
@@ -82,7 +83,7 @@ def train(
     )
     return learn(
         method, normals, seed=seed, settings=settings, preparation=preparation, budget=budget,
-        report=report, checkpoint=checkpoint,
+        report=report, checkpoint=checkpoint, device=device,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ named "[red]" is printed as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ecgad.record import FLAGGED, Result
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
+
+    from ecgad.flops import Cost
+    from ecgad.methods import Description
 
 BAR = 24  # characters of the longest bar
 
@@ -59,6 +62,31 @@ def result_panel(result: Result) -> Panel:
     parts += ["", _text(f"{result.model_id} · {DISCLAIMER}")]
     title = _text(result.record.record_id)
     return Panel(Group(*parts), title=title, title_align="left", expand=False)
+
+
+def cost_table(costs: Sequence[Cost], like: str) -> tuple[Table, str, str]:
+    """Parameters and MACs of methods on records of size `like`, beside MCF's, and what MCF is."""
+    from ecgad.flops import MCF
+
+    fewest, most = MCF.passes
+    table = _table("method", "parameters>", "MCF / >", "MACs a pass>", "MACs a record>", "MCF / >")
+    for cost in costs:
+        smaller = f"{MCF.parameters / cost.parameters:.1f}" if cost.parameters else "–"
+        macs = f"{cost.macs_pass / 1e6:,.1f} M", f"{cost.macs_record / 1e6:,.1f} M"
+        cheaper = f"{fewest * MCF.macs_pass / max(cost.macs_record, 1):.1f}"
+        table.add_row(cost.method, f"{cost.parameters:,}", smaller, *macs, cheaper)
+    record = f"{fewest * MCF.macs_pass / 1e6:,.0f} M"
+    table.add_row("MCF", f"{MCF.parameters:,}", "", f"{MCF.macs_pass / 1e6:,.0f} M", record, "")
+    about = f"MCF: Jiang et al., MICCAI 2023, on 12x4800; {fewest} to {most} passes, here {fewest}."
+    return table, "", f"Records of {like}. {about}"
+
+
+def method_table(described: Sequence[Description]) -> Table:
+    table = _table("method", "what it is")
+    for one in described:
+        said = f"Paper: {one.paper}\nGood at: {one.good_at}\nData: {one.data}\n"
+        table.add_row(one.name, f"{one.title}\n{said}")
+    return table
 
 
 def _facts(result: Result) -> Table:
