@@ -93,6 +93,8 @@ class Bundle:
             )
             quality = Quality("reject", (*quality.reasons, reason))
             return self._refused(record, quality, alpha, started, prepared.derived)
+        if prepared.usable_leads < len(self.preparation.leads) and quality.grade == "ok":
+            quality = Quality("limited", (f"{group_name(prepared)} are there",))
         return self._judged(record, quality, prepared, alpha, started)
 
     def score_many(self, records: list[Record], *, alpha: float = 0.05) -> list[Result]:

@@ -107,6 +107,12 @@ def test_a_record_without_a_lead_is_compared_with_records_without_one(model: Bun
     assert found.p_value == (1 + (ranked >= found.score).sum()) / (len(ranked) + 1)
 
 
+def test_an_absent_lead_makes_a_record_limited_and_says_so(model: Bundle, one: Record):
+    eleven = replace(one, signal=one.signal[:-1], valid=one.valid[:-1], leads=LEADS[:-1])
+    assert model.score(eleven).quality == ("limited", ("11 of 12 leads are there",))
+    assert model.score(one).quality.grade == "ok"
+
+
 def test_a_long_record_is_judged_over_all_of_its_length(model: Bundle, ecg: Ecg):
     long = record(ecg(1, seed=5, t=2500)[0])
     found = model.score(long)

@@ -104,6 +104,8 @@ def test_scaling_by_record_leaves_gain_without_effect_and_by_training_keeps_it()
     np.testing.assert_allclose(
         2 * prepare(made(), by_train).windows, prepare(louder, by_train).windows, atol=1e-4
     )
+    in_mv = bandpass(resample(made(), 100.0).signal, by_train)
+    np.testing.assert_allclose(prepare(made(), by_train).windows[0], in_mv / 0.5, atol=1e-4)
 
 
 def test_what_is_not_usable_is_zero_for_the_model_and_not_valid():

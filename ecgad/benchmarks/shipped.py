@@ -34,6 +34,10 @@ NOTES = (
     "nobody's: Pulse2Pulse, trained by Thambawita et al. (2021) on 7,233 normal ECGs of two Danish "
     "population studies. The rule and the calibration saw real records only."
 )
+IN_SHORT = {
+    "trained_on": "generated normals, then normals of PTB-XL (z-scores) and Brugada-HUCA",
+    "licence": "CC BY 4.0 (PTB-XL), CC BY-SA 4.0 (Brugada-HUCA)",
+}
 LIMITS = (
     "Few real normals taught it, of two sources: 559 of PTB-XL as z-scores without voltage, 86 of "
     "a referral clinic. Nothing is known for children, pacemakers or other devices.",
@@ -70,7 +74,8 @@ def load(root: Path) -> Sets:
             *abroad, *rest, *(c for c in huca if c.abnormal), *(c for c in ptbxl if c.fold >= 9)
         ],
     )  # fmt: skip
-    return replace(sets, card={"sources": source_table(sets), "notes": NOTES, "limits": LIMITS})
+    card = {"sources": source_table(sets), "notes": NOTES, "limits": LIMITS} | IN_SHORT
+    return replace(sets, card=card)
 
 
 def source_table(sets: Sets) -> list[dict[str, str | int]]:

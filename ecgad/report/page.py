@@ -334,13 +334,13 @@ def _draw_header(axes: Axes, view: View, result: Result) -> None:
     style = {"fontsize": 11, "weight": "bold", "ha": "right", "color": colour}
     _text(axes, WIDTH - MARGIN, top - 4.5, decision, **style)
     p_value = "–" if result.p_value is None else f"{result.p_value:.3g}"
-    reasons = f" ({'; '.join(result.quality.reasons)})" if result.quality.reasons else ""
     facts = (
         f"{record.rate_hz:g} Hz · {record.duration_s:.1f} s · score {number(result.score)} · "
-        f"p-value {p_value} · quality {result.quality.grade}{reasons}"
+        f"p-value {p_value} · quality {result.quality.grade}"
     )
-    _text(axes, MARGIN, top - 9.8, _short(facts, 190), fontsize=8.5)
-    _text(axes, MARGIN, top - 14.2, _short(" · ".join(notes(view, result)), 125), weight="bold")
+    _text(axes, MARGIN, top - 9.8, facts, fontsize=8.5)  # the legend stands to its right
+    said = " · ".join([*result.quality.reasons, *notes(view, result)])
+    _text(axes, MARGIN, top - 14.2, _short(said, 160), weight="bold")
 
 
 def notes(view: View, result: Result) -> list[str]:
@@ -366,7 +366,7 @@ def _short(words: str, most: int) -> str:
 
 
 def _draw_legend(axes: Axes, view: View) -> None:
-    x, y, small = WIDTH - MARGIN - 107, view.height - 15.8, {"fontsize": 6.5, "color": GREY}
+    x, y, small = WIDTH - MARGIN - 107, view.height - 11.3, {"fontsize": 6.5, "color": GREY}
     for i, level in enumerate((1, 2, 4)):
         _box(axes, x + 11 * i, y, 5, 3, alpha=_shade(level))
         _box(axes, x + 11 * i, y, 5, 1, alpha=strength(level))
