@@ -20,9 +20,9 @@ import numpy as np
 from ecgad import __version__
 from ecgad.benchmarks import Case, Sets
 from ecgad.bundle import Bundle, load
-from ecgad.calibrate import decide
+from ecgad.calibrate import decide, p_values
 from ecgad.learn import Normals, learn, prepared_windows
-from ecgad.metrics import auprc, auroc, bootstrap, sensitivity_at
+from ecgad.metrics import auprc, auroc, bootstrap, false_alarm_rate, sensitivity_at
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.record import FLAGGED
@@ -84,6 +84,8 @@ def evaluate(
             report(f"{method}, seed {seed}")
             bundle = trained(method, sets, seed, out / f"{method}-{seed}", report=report)
             scored.append((bundle, *score_cases(bundle, sets.test)))
+            if not bundle.card["stages"]:
+                break  # nothing was learned by gradient, so another seed is the same model
         rows += tabulate(benchmark, scored, sets.test, command)
     for path in bundles:
         bundle = load(path)
@@ -204,7 +206,40 @@ def tabulate(
                     | {"source": source, "seed": seed, "metric": name, **counts}
                     | {"value": value, "low": low, "high": high}
                 )
+    return rows + _split_rows(benchmark, scored, cases, command)
+
+
+def _split_rows(
+    benchmark: str,
+    scored: Sequence[tuple[Bundle, np.ndarray, np.ndarray]],
+    cases: Sequence[Case],
+    command: str,
+) -> list[dict[str, Any]]:
+    """False-alarm rates over random splits of normals from the sources that were learned from."""
+    rows = []
+    for seed, (bundle, scores, _) in enumerate(scored):
+        known = {source["name"] for source in bundle.card["data"].get("sources", ())}
+        normal = np.array([c.source in known and not c.abnormal for c in cases])
+        values = scores[normal & np.isfinite(scores)]
+        for alpha in (0.05, 0.1) if len(values) >= 40 else ():
+            rates = split_false_alarms(values, alpha)
+            rows.append(
+                _constants(benchmark, bundle, command)
+                | {"source": "+".join(sorted(known)), "seed": seed, "records": len(values)}
+                | {"abnormal": 0, "not_assessable": 0, "metric": f"false_alarm_rate_{alpha:g}"}
+                | {"value": float(rates.mean()), "low": rates.min(), "high": rates.max()}
+            )
     return rows
+
+
+def split_false_alarms(scores: np.ndarray, alpha: float, splits: int = 20) -> np.ndarray:
+    """The share flagged at `alpha` in one half of `scores`, calibrated on the other, (splits,)."""
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(splits):
+        calibration, rest = np.array_split(rng.permutation(scores), 2)
+        rates.append(false_alarm_rate(p_values(calibration, rest), alpha))
+    return np.array(rates)
 
 
 def _numbers(

@@ -253,6 +253,7 @@ def _card(
             "fingerprint": fingerprint(normals),
         },
         "seed": seed,
+        "stages": [stage.name for stage in model.stages()],
         "budget": asdict(budget),
         "pretraining": None if pretrain is None else asdict(pretrain[1]) | {
             "records": len(pretrain[0])

@@ -1,0 +1,47 @@
+"""The README does what it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_example_prints_what_stands_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    code = blocks("python")[0]
+    exec(compile(code, "README.md", "exec"), {})
+    shown = README.split(code)[1].split("```\n", 2)[2].split("```")[0]
+    assert capsys.readouterr().out == shown
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_the_install_and_test_commands_are_those_that_ci_runs():
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    shown = "".join(blocks("bash"))
+    for command in ("ecgad screen data/samples -o", "pip install -e '.[dev]'", "pytest"):
+        assert command in shown
+        assert command in ci.replace('"$pip" install -q', "pip install").replace(
+            '"$work/user/bin/ecgad"', "ecgad"
+        )
+
+
+def test_every_file_of_the_tree_is_there():
+    tree = next(b for b in blocks("") if b.startswith("ecgad/"))
+    for name in re.findall(r"(?<![\w/.])(\w[\w/]*(?:\.py|/))(?=\s)", tree.split("tests/")[0]):
+        assert (ROOT / "ecgad" / name).exists() or (ROOT / name).exists(), name
+
+
+def test_every_method_is_in_the_table_of_methods():
+    from ecgad.methods import names
+
+    assert not [name for name in names() if f"| `{name}` |" not in README]
