@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ecgad import flops, methods
+from ecgad.methods.mmae import Config, Model
 from ecgad.parts.detector import Detector, Evidence
 
 
-def mmae_by_hand(
-    c: int, t: int, segment: int, *, delta: int = 10, d: int = 64, depth: int = 5, rounds: int = 10
-) -> int:
-    """Half of the T global and of the delta local segments are masked in each round."""
-    n, size = t // segment, c * segment
-    masked = n // 2 + delta // 2
+def mmae_by_hand(leads: int, t: int, c: Config) -> int:
+    """Embedding, encoder, decoder and head, written out from the paper's figure."""
+    n, size, d = t // c.segment[0], leads * c.segment[0], c.width
+    delta, rounds, depth = c.local[0], c.rounds, c.depth
+    masked = round(c.ratio * n) + round(c.ratio * delta)
     visible = n + delta - masked
 
     def block(tokens: int) -> int:
@@ -59,10 +59,11 @@ def macs(function) -> int:
 
 @pytest.mark.parametrize(("t", "segment"), [(4800, 48), (1000, 10)])
 def test_mmae_costs_what_the_formula_says(t, segment):
-    cost = flops.count(methods.build("mmae", (12, t), {"segment": (segment,)}))
-    by_hand = mmae_by_hand(12, t, segment)
+    config = Config(segment=(segment,))
+    cost = flops.count(Model((12, t), config))
+    by_hand = mmae_by_hand(12, t, config)
     assert cost.macs_record == by_hand
-    assert cost.macs_pass == by_hand // 10
+    assert cost.macs_pass == by_hand // config.rounds
 
 
 def test_mmae_keeps_the_published_size_ratios_to_mcf():

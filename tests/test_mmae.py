@@ -39,11 +39,12 @@ def test_the_default_has_an_eighteenth_of_the_parameters_of_mcf():
     assert sum(p.numel() for p in model.parameters()) == 392_832
 
 
-def test_half_of_each_region_is_visible_in_a_round_by_default():
-    model = Model((12, 4800), Config())
-    visible = model.get_buffer("visible")
-    assert visible.shape == (10, 50 + 5)
-    assert ((visible < 100).sum(1) == 50).all()
+@pytest.mark.parametrize(("ratio", "seen"), [(0.5, (50, 5)), (0.25, (75, 8))])
+def test_each_region_shows_its_own_share_in_every_round(ratio, seen):
+    model = Model((12, 4800), Config(ratio=ratio))
+    is_global = model.visible < 100
+    assert (is_global.sum(1) == seen[0]).all()
+    assert ((~is_global).sum(1) == seen[1]).all()
 
 
 @pytest.mark.parametrize(
@@ -57,22 +58,20 @@ def test_half_of_each_region_is_visible_in_a_round_by_default():
 )
 def test_every_segment_is_hidden_and_its_weights_sum_to_one(config, shape):
     model = Model(shape, config)
-    slots, weights = model.get_buffer("slots"), model.get_buffer("weights")
-    hidden = model.get_buffer("masked_segment").flatten()
+    slots, weights = model.slots, model.weights
+    hidden = model.masked_segment.flatten()
     assert torch.allclose(weights.sum(1), torch.ones(model.tokens.n))
     for segment in range(model.tokens.n):
         used = slots[segment][weights[segment] > 0]
         assert used.tolist() == (hidden == segment).nonzero().flatten().tolist()
-    masked = model.get_buffer("masked")
+    masked = model.masked
     assert set(masked[masked < model.tokens.n].tolist()) == set(range(model.tokens.n))
 
 
-def test_local_regions_tile_the_default_record_once():
-    model = Model((12, 4800), Config())
-    place = torch.cat([model.get_buffer("visible"), model.get_buffer("masked")], dim=1)
-    segment = torch.cat(
-        [model.get_buffer("visible_segment"), model.get_buffer("masked_segment")], 1
-    )
+def test_ten_local_regions_of_ten_tile_a_record_of_a_hundred_once():
+    model = Model((12, 4800), Config(rounds=10))
+    place = torch.cat([model.visible, model.masked], dim=1)
+    segment = torch.cat([model.visible_segment, model.masked_segment], 1)
     assert sorted(segment[place >= 100].tolist()) == list(range(100))
 
 
@@ -90,7 +89,7 @@ def test_the_map_is_the_mean_error_over_the_rounds_that_hid_a_segment(config, sh
 
 def test_what_is_decoded_at_visible_places_never_enters_the_map():
     model, x = built(), torch.randn(1, 3, 72)
-    visible = model.get_buffer("visible").shape[1]
+    visible = model.visible.shape[1]
 
     def spoil(_module, _inputs, output: Tensor) -> Tensor:
         return torch.cat([output[:, :visible] + 1e3, output[:, visible:]], dim=1)
@@ -102,7 +101,7 @@ def test_what_is_decoded_at_visible_places_never_enters_the_map():
 
 def test_a_segment_hidden_in_both_scales_does_not_reach_any_reconstruction():
     model = built()
-    shown = model.get_buffer("visible_segment").tolist()
+    shown = model.visible_segment.tolist()
     x = torch.randn(1, 3, 72)
     before = reconstruction(model, x)
     for segment in range(12):
@@ -116,7 +115,7 @@ def test_a_segment_hidden_in_both_scales_does_not_reach_any_reconstruction():
 def test_each_scale_is_reconstructed_from_the_other_too():
     model = built()
     out = reconstruction(model, torch.randn(1, 3, 72))[0]  # (H, m, p)
-    is_global = model.get_buffer("masked") < 12
+    is_global = model.masked < 12
     for half, other in ((is_global, slice(12, None)), (~is_global, slice(0, 12))):
         (gradient,) = torch.autograd.grad(out[half].sum(), model.position, retain_graph=True)
         assert gradient[other].abs().sum() > 1e-3

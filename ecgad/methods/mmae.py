@@ -59,6 +59,14 @@ class Config:
 class Model(Detector):
     """MMAE-ECG for inputs of `shape` = (c, *grid)."""
 
+    windows: Tensor  # buffers; the others are described in `_schedule`
+    visible: Tensor
+    visible_segment: Tensor
+    masked: Tensor
+    masked_segment: Tensor
+    slots: Tensor
+    weights: Tensor
+
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
         self.config = c = config
