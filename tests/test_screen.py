@@ -170,7 +170,7 @@ def test_a_run_killed_midway_carries_on_to_the_same_bytes(whole, archive, model,
     assert results(tmp_path) == results(whole)
 
 
-def _wait_for(true, seconds=60):
+def _wait_for(true, seconds=180):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "nothing came"
