@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,6 +231,8 @@ def _card(
     groups: dict[str, list[float]], normals: Normals, seed: int, budget: Budget,
     pretrain: tuple[np.ndarray, Budget] | None,
 ) -> dict[str, Any]:  # fmt: skip
+    from importlib.metadata import version
+
     from ecgad.flops import count
 
     cost = count(model)

@@ -198,6 +198,8 @@ def test_disagreement_is_relative_to_the_largest_value():
     empty = np.zeros((1, 0))
     x = np.zeros((1, 1), np.float32)
     assert disagreement(lambda x: (one, empty), lambda x: (other, empty), x) == 0.25
+    nan = np.full((1, 2), np.nan)
+    assert np.isnan(disagreement(lambda x: (one, one), lambda x: (one, nan), x))
 
 
 def test_pretraining_comes_first_and_is_in_the_card(ecg: Ecg):

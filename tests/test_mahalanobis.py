@@ -13,7 +13,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.preprocessing import StandardScaler
 
 from ecgad import methods
-from ecgad.methods.mahalanobis import Axis, lagged_covariance, quantiles, spectrum
+from ecgad.methods.mahalanobis import _Axis, lagged_covariance, quantiles, spectrum
 from ecgad.methods.mahalanobis import _basis as basis_of
 from ecgad.methods.mahalanobis import _starts as starts_of
 
@@ -68,7 +68,7 @@ def test_a_spectrum_is_the_mean_of_the_bins_of_a_tapered_periodogram():
     t, band = 200, (0.005, 0.4)
     x = records(2, t=t) + 3  # a constant is not power
     basis, bins = basis_of(t, band, 5)
-    ours = spectrum(x[:, :, None], basis, Axis([], t, [0], bins))
+    ours = spectrum(x[:, :, None], basis, _Axis([], t, [0], bins))
     taper = np.hanning(t + 2)[1:-1]
     f, power = periodogram(x.numpy(), window=taper, detrend="constant", return_onesided=False)
     edges = np.geomspace(*band, 6)

@@ -53,7 +53,7 @@ class Config:
             raise ValueError(f"{self}; bands, piece and each lag are at least 1")
 
 
-class Axis(NamedTuple):
+class _Axis(NamedTuple):
     """What is fixed of one axis of the grid, of `t` samples."""
 
     slope_ranks: list[float]
@@ -77,13 +77,13 @@ class Model(Detector):
         n = math.prod(grid)
         self.ranks = _ranks(c.levels, n)
         self.once = [i * channels + j for i in range(channels) for j in range(i, channels)]
-        self.axes: list[Axis] = []
+        self.axes: list[_Axis] = []
         for axis, t in enumerate(grid):
             piece = min(t, c.piece)
             basis, bins = _basis(piece, c.band, c.bands)
             self.register_buffer(f"basis_{axis}", basis, persistent=False)  # (piece, 2 freqs)
             slope_ranks = _ranks(c.slope_levels, n // t * (t - 1))
-            self.axes.append(Axis(slope_ranks, piece, _starts(t, piece), bins))
+            self.axes.append(_Axis(slope_ranks, piece, _starts(t, piece), bins))
         d = self.features(torch.zeros(1, *self.shape)).shape[1]
         self.register_buffer("centre", torch.zeros(d))
         self.register_buffer("whiten", torch.zeros(d, d))  # before `warm_up` nothing is strange
@@ -144,7 +144,7 @@ def quantiles(values: Tensor, ranks: list[float]) -> Tensor:
     return torch.lerp(below, above, values.new_tensor([rank % 1 for rank in ranks])).flatten(1)
 
 
-def spectrum(along: Tensor, basis: Tensor, axis: Axis) -> Tensor:
+def spectrum(along: Tensor, basis: Tensor, axis: _Axis) -> Tensor:
     """Log power in bands along the last axis of (b, c, rows, t), mean of all rows and pieces."""
     centred = along - along.mean((2, 3), keepdim=True)
     pieces = torch.stack([centred[..., s : s + axis.piece] for s in axis.starts], dim=3)

@@ -120,7 +120,7 @@ class Model(Detector):
         point = (error[:, self.slots] * self.weights[..., None]).sum(2)  # eq. 5: (b, T, p)
         if self.config.denormalise:
             point = point * scale.square()
-        return Evidence(self.tokens.join(point), x.new_zeros(len(x), 0))
+        return Evidence(self.tokens.join(point), x.new_zeros(x.shape[0], 0))
 
     def encode(self, z: Tensor) -> Tensor:
         """Visible tokens of both regions, embedded, through one encoder: (b, v, d)."""
