@@ -1,6 +1,6 @@
 """The README's tables, made from the committed result files, so that neither can drift.
 
-    python -m ecgad.report.leaderboard data/leaderboard README.md
+python -m ecgad.report.leaderboard data/leaderboard README.md
 """
 
 from __future__ import annotations
