@@ -257,12 +257,11 @@ def _numbers(
             interval = bootstrap(mean, y, index, patients, seed=0)
             values.append(("all", mean(y, index), *interval))
         yield name, values
-    flagged = np.vectorize(lambda p: decide(p, ALPHA) == FLAGGED)(p_values)
-    yield (
-        "false_alarm_rate",
-        [(k, float(flagged[y == 0, k].mean()), np.nan, np.nan) for k in seeds],
-    )
-    yield "sensitivity", [(k, float(flagged[y == 1, k].mean()), np.nan, np.nan) for k in seeds]
+    flagged = np.vectorize(lambda p: decide(p, ALPHA) == FLAGGED)(p_values)  # (records, seeds)
+    for name, of in (("false_alarm_rate", 0), ("sensitivity", 1)):
+        shares = flagged[y == of].mean(axis=0)
+        values = [(k, float(shares[k]), np.nan, np.nan) for k in seeds]
+        yield name, [*values, *([("all", shares.mean(), np.nan, np.nan)] if len(seeds) > 1 else [])]
 
 
 def _mean_over_seeds(

@@ -22,17 +22,18 @@ def read_rows(path: Path) -> list[Row]:
 def markdown(rows: Sequence[Row], metric: str = "record_auroc") -> str:
     """A table of one metric: a line per method, a column per source, `mean [low, high]` in each.
 
-    Methods of one seed show that seed; others the mean over their seeds. The best value of a
-    column is bold.
+    Methods of one seed show that seed; others the mean over their seeds. The best AUROC or AUPRC of
+    a column is bold.
     """
     shown = [r for r in rows if r["metric"] == metric and _is_summary(r, rows)]
     sources = list(dict.fromkeys(r["source"] for r in shown))
     best = {s: max(float(r["value"]) for r in shown if r["source"] == s) for s in sources}
+    best = best if metric.startswith("record_") else {}
     head = ["method", *(_heading(s, shown) for s in sources), "parameters", "MACs a record"]
     lines = [head, ["---"] * len(head)]
     for method in dict.fromkeys(r["method"] for r in shown):
         own = {r["source"]: r for r in shown if r["method"] == method}
-        cells = [_cell(own[s], best[s]) if s in own else "-" for s in sources]
+        cells = [_cell(own[s], best.get(s)) if s in own else "-" for s in sources]
         one = next(iter(own.values()))
         lines.append([f"`{method}`", *cells, _count(one["parameters"]), _macs(one["macs_record"])])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -49,7 +50,7 @@ def rewritten(text: str, folder: Path) -> str:
         made = markdown(read_rows(folder / f"{name}.csv"), metric)
         return f"<!-- table {name} {metric} -->\n{made}\n<!-- /table -->"
 
-    return re.sub(r"<!-- table (\w+) (\w+) -->.*?<!-- /table -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- table (\w+) ([\w.]+) -->.*?<!-- /table -->", table, text, flags=re.DOTALL)
 
 
 def _is_summary(row: Row, rows: Sequence[Row]) -> bool:
@@ -62,7 +63,7 @@ def _heading(source: str, rows: Sequence[Row]) -> str:
     return f"{source} ({int(row['records']) - int(row['abnormal'])} + {row['abnormal']})"
 
 
-def _cell(row: Row, best: float) -> str:
+def _cell(row: Row, best: float | None) -> str:
     value = f"{float(row['value']):.3f}"
     value = f"**{value}**" if float(row["value"]) == best else value
     return f"{value} [{float(row['low']):.2f}, {float(row['high']):.2f}]" if row["low"] else value
