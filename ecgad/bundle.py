@@ -227,6 +227,7 @@ def write(card: dict[str, Any], model: Detector, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_file(weights, folder / "weights.safetensors")
+    (folder / "weights.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
     x = np.random.default_rng(0).normal(size=(4, *model.shape)).astype(np.float32)
     difference = export_onnx(model, folder / "model.onnx", x)
     card = card | {
