@@ -1,7 +1,7 @@
 """One training loop for every method.
 
 `fit` walks through a method's stages, each with its share of the steps: AdamW, linear warm-up,
-cosine to zero. It is resumable to the step: with a checkpoint file, a killed run carries on where
+cosine to zero, and the same again at each restart (Loshchilov and Hutter, ICLR 2017). It is resumable to the step: with a checkpoint file, a killed run carries on where
 it was and ends with the same weights. Batches, masks and crops are drawn from the seed alone.
 """
 
@@ -31,7 +31,8 @@ class Budget:
     batch: int = 64  # records
     lr: float = 1e-3  # peak; for batch 64 to 128
     weight_decay: float = 0.05  # on matrices only
-    warm_up: float = 0.05  # share of a stage's steps
+    warm_up: float = 0.05  # share of a cycle's steps
+    restarts: tuple[float, ...] = ()  # shares of a stage's steps at which a new cycle begins
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class _StageRun:
         index = rng.choice(len(self.x), self.budget.batch, replace=len(self.x) < self.budget.batch)
         batch = torch.from_numpy(self.x[np.sort(index)].astype(np.float32)).to(self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.budget.lr * _schedule(step, self.steps, self.budget.warm_up)
+            group["lr"] = self.budget.lr * _schedule(step, self.steps, self.budget)
         loss = self.stage.loss(batch)
         if not math.isfinite(value := loss.item()):
             raise FloatingPointError(f"loss is {value} at step {step + 1} of {self.stage.name!r}")
@@ -187,6 +188,10 @@ def _decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> 
     ]
 
 
-def _schedule(step: int, steps: int, warm_up: float) -> float:
-    rising = min(1.0, (step + 1) / max(warm_up * steps, 1))
-    return rising * 0.5 * (1 + math.cos(math.pi * step / steps))
+def _schedule(step: int, steps: int, budget: Budget) -> float:
+    """The share of the peak rate at `step`: in each cycle a linear rise, then a cosine to 0."""
+    borders = [0, *(round(share * steps) for share in budget.restarts), steps]
+    first = max(border for border in borders[:-1] if border <= step)
+    length = min(border for border in borders if border > step) - first
+    rising = min(1.0, (step - first + 1) / max(budget.warm_up * length, 1))
+    return rising * 0.5 * (1 + math.cos(math.pi * (step - first) / length))
