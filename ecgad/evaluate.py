@@ -53,7 +53,7 @@ class Plan:
 PLANS = {
     "mmae": Plan(
         {"segment": (10,)},  # 0.1 s at 100 Hz, so that ten seconds are T = 100
-        pretrain=Budget(steps=10_000, batch=32, lr=2e-3, restarts=(0.6,)),
+        pretrain=Budget(steps=6000, batch=32, lr=2e-3, hold=0.6),  # a plateau takes 2000 to leave
         budget=Budget(steps=1500, batch=32, lr=5e-4),
     ),
 }

@@ -1,7 +1,8 @@
 """One training loop for every method.
 
 `fit` walks through a method's stages, each with its share of the steps: AdamW, linear warm-up,
-cosine to zero, and the same again at each restart (Loshchilov and Hutter, ICLR 2017). It is resumable to the step: with a checkpoint file, a killed run carries on where
+perhaps a while at the peak, cosine to zero. It is resumable to the step: with a checkpoint file,
+a killed run carries on where
 it was and ends with the same weights. Batches, masks and crops are drawn from the seed alone.
 """
 
@@ -31,8 +32,8 @@ class Budget:
     batch: int = 64  # records
     lr: float = 1e-3  # peak; for batch 64 to 128
     weight_decay: float = 0.05  # on matrices only
-    warm_up: float = 0.05  # share of a cycle's steps
-    restarts: tuple[float, ...] = ()  # shares of a stage's steps at which a new cycle begins
+    warm_up: float = 0.05  # share of a stage's steps
+    hold: float = 0.0  # share of a stage's steps before the rate begins to fall
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,7 @@ def _decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> 
 
 
 def _schedule(step: int, steps: int, budget: Budget) -> float:
-    """The share of the peak rate at `step`: in each cycle a linear rise, then a cosine to 0."""
-    borders = [0, *(round(share * steps) for share in budget.restarts), steps]
-    first = max(border for border in borders[:-1] if border <= step)
-    length = min(border for border in borders if border > step) - first
-    rising = min(1.0, (step - first + 1) / max(budget.warm_up * length, 1))
-    return rising * 0.5 * (1 + math.cos(math.pi * (step - first) / length))
+    """The share of the peak rate at `step`: a linear rise, a plateau, a cosine to 0."""
+    rising = min(1.0, (step + 1) / max(budget.warm_up * steps, 1))
+    fallen = max(step / steps - budget.hold, 0) / (1 - budget.hold)
+    return rising * 0.5 * (1 + math.cos(math.pi * fallen))

@@ -120,11 +120,11 @@ def test_the_rate_rises_for_the_warm_up_then_falls_as_a_cosine_to_nothing():
     assert (np.diff(rates[50:]) < 0).all()
 
 
-def test_a_restart_begins_a_cycle_of_its_own_and_changes_nothing_before_it():
-    budget = Budget(warm_up=0.05, restarts=(0.6,))
-    rates = [_schedule(step, 1000, budget) for step in range(1000)]
-    assert rates[:600] == [_schedule(step, 600, Budget(warm_up=0.05)) for step in range(600)]
-    assert rates[600:] == [_schedule(step, 400, Budget(warm_up=0.05)) for step in range(400)]
+def test_the_rate_can_be_held_at_its_peak_before_it_falls():
+    rates = np.array([_schedule(s, 1000, Budget(warm_up=0.05, hold=0.6)) for s in range(1000)])
+    assert (rates[50:601] == 1).all()
+    assert rates[800] == pytest.approx(0.5, abs=1e-6)
+    assert rates[-1] < 1e-4
 
 
 def test_only_matrices_decay():
