@@ -2,8 +2,8 @@
 
 `fit` walks through a method's stages, each with its share of the steps: AdamW, linear warm-up,
 perhaps a while at the peak, cosine to zero. It is resumable to the step: with a checkpoint file,
-a killed run carries on where
-it was and ends with the same weights. Batches, masks and crops are drawn from the seed alone.
+a killed run carries on where it was and ends with the same weights. Batches and masks are drawn
+from the seed alone.
 """
 
 from __future__ import annotations
