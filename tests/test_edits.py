@@ -79,6 +79,15 @@ def test_an_st_shift_lies_behind_the_steep_beats_and_not_on_them(ecg: np.ndarray
     assert 0.05 < np.abs(x - ecg).max() < 0.8  # mV
 
 
+def test_an_st_shift_spares_what_is_steep_for_long(ecg: np.ndarray):
+    time = np.arange(ecg.shape[1])
+    wide = np.where(time % 400 < 40, np.sin(time), 0)  # 160 ms of steepness every 1.6 s
+    x = np.tile(wide, (12, 1)) * np.array([1, 1, 0, -1, 0.5, 0.5, 1, 1, 1, 1, 1, 1])[:, None]
+    change = np.abs(damage(x, RATE_HZ, "st_shift", np.random.default_rng(0))[0] - x).max(axis=0)
+    starts = np.arange(400, 2000, 400)
+    assert change[starts + 28].max() < 0.5 * change[starts + 60].max()
+
+
 def test_smoothing_widens_what_is_steep(ecg: np.ndarray):
     x, _ = damage(ecg, RATE_HZ, "smooth", np.random.default_rng(0))
     assert np.abs(np.diff(x[1])).max() < 0.8 * np.abs(np.diff(ecg[1])).max()
