@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archive import tiny_model
+from archive import TINY, tiny_model
 
 from ecgad import load, train
 from ecgad.bundle import Bundle, load_detector
@@ -211,8 +211,7 @@ def test_pretraining_comes_first_and_is_in_the_card(ecg: Ecg):
     bundle = learn(
         "mmae", Normals(*parts), seed=0, pretrain=(windows, Budget(steps=3, batch=2)),
         budget=Budget(steps=2, batch=2), report=lambda p: stages.append((p.stage, p.steps)),
-        settings={"segment": (50,), "local": (4,), "rounds": 2, "width": 8, "depth": 1,
-                  "heads": 1, "decoder_width": 8},
+        settings=TINY,
     )  # fmt: skip
     assert stages == [("train", 3), ("train", 2)]
     assert bundle.card["pretraining"]["records"] == 6

@@ -18,7 +18,16 @@ from ecgad.flops import MCF
 from ecgad.methods import names
 from ecgad.screen import folder
 
-TINY = ("segment=50", "local=4", "rounds=2", "width=8", "depth=1", "heads=1", "decoder_width=8")
+TINY = (
+    "segment=50",
+    "local=4",
+    "rounds=2",
+    "ratio=0.5",
+    "width=8",
+    "depth=1",
+    "heads=1",
+    "decoder_width=8",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -239,7 +248,7 @@ def test_train_leaves_a_model_that_screens_and_no_checkpoint(run, ecg, tmp_path)
     assert not list((tmp_path / "m").glob("*checkpoint*"))
     left_out, line = err.splitlines()
     assert left_out.startswith(f"left out: {tmp_path / 'in/n000.hea'}: ")
-    assert "step      2 of 2   loss " in line
+    assert "train 2/2  loss " in line
     assert "damage AUROC 0." in line
     assert np.isfinite(bundle.score(read(tmp_path / "in/n001.hea")).score)
 
