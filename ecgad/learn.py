@@ -112,7 +112,7 @@ def learn(
     preparation, budget = preparation or Preparation(), budget or Budget()
     started = time.monotonic()
     model = _build(build, method, preparation, settings, seed)
-    probe = damage_probe(normals.probe, preparation, use) if normals.probe else None
+    probe = damage_probe(normals.probe, preparation) if normals.probe else None
     common: dict[str, Any] = {"seed": seed, "device": device, "report": report, "probe": probe}
     if pretrain is not None:
         begin = checkpoint and checkpoint.with_name(f"pretrain-{checkpoint.name}")
@@ -163,7 +163,7 @@ def calibrate(
 
 
 def damage_probe(
-    records: Sequence[Record], preparation: Preparation, use: tuple[str, ...], seed: int = 0
+    records: Sequence[Record], preparation: Preparation, seed: int = 0
 ) -> Callable[[Detector], float]:
     """A function that gives a model's AUROC of held-out normals against damaged copies of them.
 
