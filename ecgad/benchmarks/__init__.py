@@ -9,27 +9,37 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ecgad.prepare.signal import Preparation
 from ecgad.record import Record
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A record with what is known of it."""
+    """A record with what is known of it.
 
-    record: Record
+    A large benchmark gives what reads the record in its place, so that opening the benchmark reads
+    no signal; `record` then reads it anew each time.
+    """
+
+    stored: Record | Callable[[], Record]
     abnormal: bool
     patient: str  # unique over all sources
     source: str
     label: str = ""  # the source's own words
     fold: int = 0  # where the source has official folds
     mv: bool = True  # False: the Record holds something else than mV, and quality cannot be judged
+    truth: np.ndarray | None = None  # (leads, time) bool as in the record: True where strange
+
+    @property
+    def record(self) -> Record:
+        return self.stored if isinstance(self.stored, Record) else self.stored()
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +55,7 @@ class Sets:
     test: Sequence[Case]
     card: Mapping[str, Any]  # for the model card: sources, notes, limits
     generated: int = 0  # records to begin training with
+    preparation: Preparation | None = None  # where the benchmark prescribes one
 
 
 def table(path: Path, published: str) -> list[dict[str, str]]:
