@@ -85,7 +85,8 @@ def fit(
             run = _StageRun(model, stage, number, x, seed, budget, device, checkpoint)
             run.train(state, report, report_every, probe, probe_every)
             done = None
-    return model.eval()
+        model.eval().settle(_warm_up_batches(x, budget, seed, device))
+    return model
 
 
 class _StageRun:

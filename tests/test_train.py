@@ -20,6 +20,7 @@ class TwoStages(Detector):
         self.mean = nn.Parameter(torch.zeros(8))
         self.scale = nn.Parameter(torch.ones(8))
         self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("settled", torch.zeros(2))
 
     def forward(self, x: Tensor) -> Evidence:
         return Evidence((x - self.mean) ** 2 * self.scale, x.new_zeros(len(x), 0))
@@ -36,6 +37,10 @@ class TwoStages(Detector):
 
     def warm_up(self, batches: Iterable[Tensor]) -> None:
         self.seen += sum(len(batch) for batch in batches)
+
+    def settle(self, batches: Iterable[Tensor]) -> None:
+        assert not self.training
+        self.settled[:] = torch.tensor([sum(map(len, batches)), self.scale.mean()])
 
 
 def data(n: int = 100) -> np.ndarray:
@@ -55,6 +60,11 @@ def test_every_stage_trains_its_own_parameters_for_its_share_of_the_steps():
 
 def test_warm_up_sees_every_record_once():
     assert fit(TwoStages(), data(37), seed=0, budget=Budget(steps=2, batch=16)).seen == 37
+
+
+def test_a_model_settles_on_every_record_once_it_has_learned():
+    model = fit(TwoStages(), data(37), seed=0, budget=BUDGET)
+    np.testing.assert_allclose(model.settled.detach(), [37, 2], atol=0.01)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():

@@ -59,6 +59,9 @@ class Detector(nn.Module, ABC):
     def warm_up(self, batches: Iterable[Tensor]) -> None:
         """Computes, once before the stages, what is not learned by gradient."""
 
+    def settle(self, batches: Iterable[Tensor]) -> None:
+        """Computes, once after the stages, what stands on what was learned (a bank of tokens)."""
+
     def check(self, x: Tensor) -> None:
         """Refuses what `forward` and `loss` cannot take; the first line of both."""
         if tuple(x.shape[1:]) != self.shape:
