@@ -85,7 +85,8 @@ def fit(
             run = _StageRun(model, stage, number, x, seed, budget, device, checkpoint)
             run.train(state, report, report_every, probe, probe_every)
             done = None
-        model.eval().settle(_warm_up_batches(x, budget, seed, device))
+        with torch.no_grad():
+            model.eval().settle(_warm_up_batches(x, budget, seed, device))
     return model
 
 

@@ -40,7 +40,7 @@ class TwoStages(Detector):
 
     def settle(self, batches: Iterable[Tensor]) -> None:
         assert not self.training
-        self.settled[:] = torch.tensor([sum(map(len, batches)), self.scale.mean()])
+        self.settled[:] = torch.tensor([sum(map(len, batches)), self.scale.mean().item()])
 
 
 def data(n: int = 100) -> np.ndarray:
