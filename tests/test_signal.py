@@ -9,6 +9,7 @@ from scipy.signal import freqz_sos
 from ecgad.prepare.signal import (
     Preparation,
     _butterworth,
+    _scale,
     bandpass,
     derive,
     prepare,
@@ -108,6 +109,34 @@ def test_scaling_by_record_leaves_gain_without_effect_and_by_training_keeps_it()
     np.testing.assert_allclose(prepare(made(), by_train).windows[0], in_mv / 0.5, atol=1e-4)
 
 
+def test_minmax_lays_each_lead_between_its_own_extremes_where_it_is_valid():
+    signal = np.array([[0.0, 1, 4, 100], [-3, -1, -2, -2]])
+    valid = np.array([[True, True, True, False], [True] * 4])
+    found = np.where(valid, _scale(signal, valid, Preparation(scale="minmax")), 0)
+    np.testing.assert_allclose(found, [[-1, -0.5, 1, 0], [-1, 1, 0, 0]])
+
+
+def test_minmax_leaves_a_flat_and_an_absent_lead_at_zero():
+    record = made(leads=LEADS[:-1])
+    record.signal[4] = 0.7
+    found = prepare(record, Preparation(scale="minmax")).windows[0]
+    np.testing.assert_allclose(found[[4, 11]], 0, atol=1e-3)
+    assert np.abs(found).max() <= 1 + 1e-6
+
+
+def test_margins_are_seen_by_the_filter_but_not_by_the_model_and_shift_no_time():
+    whole = prepare(made(), Preparation())
+    found = prepare(made(), Preparation(window_s=9.6, margin_s=0.2))
+    np.testing.assert_array_equal(found.windows, whole.windows[..., 20:980])
+    np.testing.assert_array_equal(found.starts, [20])
+    np.testing.assert_array_equal(np.flatnonzero(found.valid[0]), np.arange(20, 980))
+    map = stitch(found.windows, found.starts, found.valid.shape[1])
+    np.testing.assert_array_equal(map[:, 20:980], whole.windows[0, :, 20:980])
+    assert not map[:, :20].any()
+    with pytest.raises(ValueError, match=r"9\.9 s long; the model needs at least 10 s"):
+        prepare(made(seconds=9.9), Preparation(window_s=9.6, margin_s=0.2))
+
+
 def test_what_is_not_usable_is_zero_for_the_model_and_not_valid():
     usable = np.ones((12, 5000), bool)
     usable[8, 2000:3000] = False
@@ -159,7 +188,8 @@ def test_a_record_with_none_of_the_leads_is_refused_by_name():
     ("settings", "message"),
     [
         ({"band_hz": (0.5, 60.0)}, "does not lie in"),
-        ({"scale": "minmax"}, "'minmax'"),
+        ({"scale": "maximum"}, "'maximum'"),
+        ({"margin_s": -0.2}, "-0.2; 0 or more"),
         ({"scale": "train"}, "one number per lead"),
     ],
 )

@@ -26,9 +26,9 @@ class Preparation:
     band_hz: tuple[float, float] = (0.5, 40.0)  # Butterworth, zero phase
     order: int = 2  # of the Butterworth, run forward and backward
     window_s: float = 10.0  # the length the model was built for
-    scale: str = (
-        "record"  # "record": each lead by its own mean and deviation; "train": by `mean_mv`
-    )
+    margin_s: float = 0.0  # at both ends: seen by the filter and the scale, not by the model
+    scale: str = "record"  # each lead by its own mean and deviation; "minmax": by its own extremes,
+    # to -1 .. 1; "train": by `mean_mv` and `deviation_mv`
     mean_mv: tuple[float, ...] = ()  # per lead, of the training records, for scale="train"
     deviation_mv: tuple[float, ...] = ()
     min_leads: int = 8  # fewer usable leads than this cannot be judged
@@ -37,14 +37,20 @@ class Preparation:
         low, high = self.band_hz
         if not 0 < low < high < self.rate_hz / 2:
             raise ValueError(f"band {self.band_hz} Hz does not lie in 0 .. {self.rate_hz / 2} Hz")
-        if self.scale not in ("record", "train"):
-            raise ValueError(f"scale is {self.scale!r}; 'record' and 'train' are known")
+        if self.margin_s < 0:
+            raise ValueError(f"margin_s is {self.margin_s}; 0 or more seconds at each end")
+        if self.scale not in ("record", "minmax", "train"):
+            raise ValueError(f"scale is {self.scale!r}; 'record', 'minmax' and 'train' are known")
         if self.scale == "train" and len(self.deviation_mv) != len(self.leads):
             raise ValueError("scale='train' needs mean_mv and deviation_mv, one number per lead")
 
     @property
     def window(self) -> int:
         return round(self.window_s * self.rate_hz)  # samples
+
+    @property
+    def margin(self) -> int:
+        return round(self.margin_s * self.rate_hz)  # samples
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,24 +112,26 @@ def resample(record: Record, rate_hz: float) -> Record:
 
 
 def prepare(record: Record, preparation: Preparation, usable: np.ndarray | None = None) -> Prepared:
-    """The record as windows of `preparation.shape` that between them cover all of it.
+    """The record as windows of `preparation.shape` that between them cover all but its margins.
 
     `usable` (leads, time) is what `quality.assess` leaves of `record.valid`. Windows follow one
-    another; the last one is moved back so that it ends with the record. Raises `ValueError` when
-    the record is shorter than one window or has none of the leads.
+    another; the last one is moved back so that it ends where the margin begins. Raises `ValueError`
+    when the record is shorter than one window and its margins, or has none of the leads.
     """
-    if record.duration_s * preparation.rate_hz < preparation.window - 0.5:
-        raise ValueError(
-            f"{record.duration_s:.1f} s long; the model needs at least {preparation.window_s:g} s"
-        )
+    margin = preparation.margin
+    if record.duration_s * preparation.rate_hz < preparation.window + 2 * margin - 0.5:
+        least = preparation.window_s + 2 * preparation.margin_s
+        raise ValueError(f"{record.duration_s:.1f} s long; the model needs at least {least:g} s")
     keep = record.valid if usable is None else record.valid & usable
     record = replace(record, signal=_bridge(record.signal, keep), valid=keep)
     record = _select(resample(derive(record), preparation.rate_hz), preparation.leads)
     signal = _scale(bandpass(record.signal, preparation), record.valid, preparation)
     signal = np.where(record.valid, signal, 0).astype(np.float32)
-    starts = window_starts(signal.shape[1], preparation.window)
+    starts = margin + window_starts(signal.shape[1] - 2 * margin, preparation.window)
     windows = np.stack([signal[:, s : s + preparation.window] for s in starts])
-    return Prepared(windows, starts, record.valid, record.derived)
+    time = np.arange(signal.shape[1])
+    inside = (time >= margin) & (time < len(time) - margin)
+    return Prepared(windows, starts, record.valid & inside, record.derived)
 
 
 def window_starts(length: int, window: int) -> np.ndarray:
@@ -132,13 +140,16 @@ def window_starts(length: int, window: int) -> np.ndarray:
 
 
 def stitch(maps: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """(w, m, window) -> (m, length): windows laid at their starts, the mean where two overlap."""
+    """(w, m, window) -> (m, length): windows laid at their starts, the mean where two overlap.
+
+    0 where no window lies.
+    """
     total = np.zeros((maps.shape[1], length), np.float32)
     count = np.zeros(length, np.float32)
     for piece, start in zip(maps, starts, strict=True):
         total[:, start : start + maps.shape[2]] += piece
         count[start : start + maps.shape[2]] += 1
-    return total / count
+    return total / np.maximum(count, 1)
 
 
 def bandpass(signal: np.ndarray, preparation: Preparation) -> np.ndarray:
@@ -182,6 +193,10 @@ def _scale(signal: np.ndarray, valid: np.ndarray, preparation: Preparation) -> n
     if preparation.scale == "train":
         mean = np.array(preparation.mean_mv)[:, None]
         return (signal - mean) / np.array(preparation.deviation_mv)[:, None]
+    if preparation.scale == "minmax":
+        known = np.ma.masked_array(signal, ~valid)
+        low, high = (f(axis=1, keepdims=True).filled(0) for f in (known.min, known.max))
+        return (2 * signal - high - low) / np.maximum(high - low, 1e-3)  # a flat lead stays flat
     count = np.maximum(valid.sum(axis=1, keepdims=True), 1)
     mean = (signal * valid).sum(axis=1, keepdims=True) / count
     variance = (np.square(signal - mean) * valid).sum(axis=1, keepdims=True) / count
