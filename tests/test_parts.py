@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ecgad.parts.layers import Attention, Block, initialise, positions
+from ecgad import flops
+from ecgad.export import export_onnx, run_onnx
+from ecgad.parts.detector import Detector, Evidence
+from ecgad.parts.layers import Attention, Block, CrossAttention, initialise, positions
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
 from ecgad.parts.tokens import Tokens
 
@@ -134,9 +137,52 @@ def test_attention_equals_torch_with_the_same_weights():
     torch.testing.assert_close(mine(x), reference(x, x, x)[0])
 
 
-def test_a_width_that_heads_do_not_divide_is_refused():
+class Crossing(Detector):
+    """Masked attention of the first 4 tokens of 9 over the other 5, by itself."""
+
+    def __init__(self) -> None:
+        super().__init__((9, 12))
+        self.attention = CrossAttention(12, 3)
+        self.register_buffer("mask", torch.eye(4, 5, dtype=torch.bool))
+
+    def forward(self, x: torch.Tensor) -> Evidence:
+        q, k = x[:, :4], x[:, 4:]
+        found = self.attention(q, k, k.square(), self.get_buffer("mask"))
+        return Evidence(found, found.mean(1))
+
+    def loss(self, x: torch.Tensor) -> torch.Tensor:
+        return self(x).map.mean()
+
+
+@pytest.mark.parametrize("mask", [None, torch.eye(4, 5, dtype=torch.bool)])
+def test_attention_over_other_tokens_equals_torch_with_the_same_weights(mask):
+    torch.manual_seed(0)
+    mine, reference = CrossAttention(12, 3), nn.MultiheadAttention(12, 3, batch_first=True)
+    parts = (mine.q, mine.k, mine.v)
+    reference.in_proj_weight.data = torch.cat([part.weight for part in parts])
+    reference.in_proj_bias.data = torch.cat([part.bias for part in parts])
+    reference.out_proj.load_state_dict(mine.out.state_dict())
+    q, k, v = torch.randn(2, 4, 12), torch.randn(2, 5, 12), torch.randn(2, 5, 12)
+    torch.testing.assert_close(mine(q, k, v, mask), reference(q, k, v, attn_mask=mask)[0])
+
+
+def test_masked_attention_is_the_same_in_onnx_for_any_batch(tmp_path):
+    torch.manual_seed(0)
+    model, x = Crossing().eval(), torch.randn(3, 9, 12)
+    export_onnx(model, tmp_path / "model.onnx", x.numpy())
+    found = run_onnx(tmp_path / "model.onnx")(x.numpy())[0]
+    torch.testing.assert_close(torch.from_numpy(found), model(x).map.detach())
+
+
+def test_masked_attention_costs_its_projections_and_all_its_products():
+    projections = (4 + 5 + 5 + 4) * 12 * 12  # q, k, v, out
+    assert flops.count(Crossing()).macs_record == projections + 2 * 4 * 5 * 12
+
+
+@pytest.mark.parametrize("kind", [Attention, CrossAttention])
+def test_a_width_that_heads_do_not_divide_is_refused(kind):
     with pytest.raises(ValueError, match="width 10 is not a multiple of heads 3"):
-        Attention(10, 3)
+        kind(10, 3)
 
 
 def test_a_block_equals_torch_with_norms_first():

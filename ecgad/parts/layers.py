@@ -27,6 +27,31 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(b, n, d))
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries (b, n, d) over other tokens (b, m, d), or over themselves.
+
+    `mask`, bool, (n, m) or any shape that broadcasts to (b, heads, n, m), is True where a query may
+    not look. A query that may look nowhere has no defined result: whoever makes a mask refuses it.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (self._apart(y) for y in (self.q(q), self.k(k), self.v(v)))
+        seen = None if mask is None else ~mask
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (b, heads, n, d / heads)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def _apart(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, heads, n, d / heads)
+
+
 class Block(nn.Module):
     """The standard pre-norm Transformer block."""
 
