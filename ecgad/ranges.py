@@ -122,7 +122,7 @@ def _margins(
 
 
 class Affiliation(NamedTuple):
-    """Chances from 0 to 1; 0.5 is what random alarms reach in precision."""
+    """Chances from 0 to 1. Random alarms reach a precision of 0.5 + share of anomalies squared / 2."""
 
     precision: float  # NaN when nothing was found
     recall: float
