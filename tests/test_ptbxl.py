@@ -232,7 +232,7 @@ def published_preparation(mv: np.ndarray) -> np.ndarray:
     out = []
     for y in mv.T:
         for kind, edge_hz in (("highpass", 1), ("lowpass", 25)):
-            b, a = butter(2, edge_hz, kind, fs=500)[:2]
+            b, a = np.asarray(butter(2, edge_hz, kind, fs=500))
             y = filtfilt(b, a, y)
         out.append(2 * (y - min(y)) / (max(y) - min(y)) - 1)
     return np.array(out)[:, 100:4900]
