@@ -38,6 +38,11 @@ class Row(NamedTuple):
 
 
 SMALL = {"local": (3,), "width": 48, "decoder_width": 48, "depth": 1, "rounds": 6, "ratio": 0.3}
+PROFILES = {"hidden": 64, "bottleneck": 16, "rounds": 5, "share": 0.5, "sampler": "policy"}
+REBUILT = {
+    "encoder": "raw:40", "window": (1,), "jitter": 0.3, "width": 48, "heads": 4, "mlp_ratio": 2,
+    "encoder_depth": 1, "decoder_depth": 1,
+}  # fmt: skip
 LINE, SQUARE = {"segment": (40,)}, {"segment": (8, 8)}
 TABLE = {
     "mahalanobis": Row(
@@ -57,12 +62,36 @@ TABLE = {
             "heads": (7, "width 48 is not a multiple of heads 7"),
         },
     ),
+    "nbs": Row(
+        (PROFILES | LINE, PROFILES | LINE, PROFILES | SQUARE),
+        {
+            "segment": ((7,), r"patch \(7,\) does not tile grid"),
+            "sampler": ("best", "sampler is 'best'"),
+            "share": (0.0, "share is 0.0"),
+            "growth": (0.5, "growth is 0.5"),
+            "rounds": (1, "rounds is 1"),
+            "entropy": (-1.0, "entropy is -1.0"),
+        },
+        steps=240,
+    ),
     "pca": Row(
         (LINE, LINE, SQUARE),
         {
             "segment": ((7,), r"patch \(7,\) does not tile grid"),
             "variance": (1.5, "variance is 1.5"),
         },
+    ),
+    "uniad": Row(
+        (REBUILT | {"encoder": "raw:20", "window": (3,)}, REBUILT, REBUILT | {"encoder": "raw:8"}),
+        {
+            "encoder": ("raw:7", r"patch \(7,.*\) does not tile grid"),
+            "window": ((99,), r"window \(99,\) hides all tokens"),
+            "queries": ("none", "queries is 'none'"),
+            "jitter": (-1.0, "jitter is -1.0"),
+            "decoder_depth": (0, "decoder_depth is 0"),
+            "heads": (5, "width 48 is not a multiple of heads 5"),
+        },
+        steps=150,
     ),
 }
 
