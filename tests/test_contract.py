@@ -40,10 +40,13 @@ class Row(NamedTuple):
 SMALL = {"local": (3,), "width": 48, "decoder_width": 48, "depth": 1, "rounds": 6, "ratio": 0.3}
 PROFILES = {"hidden": 64, "bottleneck": 16, "rounds": 5, "share": 0.5, "sampler": "policy"}
 REBUILT = {
-    "encoder": "raw:40", "window": (1,), "jitter": 0.3, "width": 48, "heads": 4, "mlp_ratio": 2,
+    "encoder": "raw:40", "window": (1,), "width": 48, "heads": 4, "mlp_ratio": 2,
     "encoder_depth": 1, "decoder_depth": 1,
 }  # fmt: skip
 LINE, SQUARE = {"segment": (40,)}, {"segment": (8, 8)}
+CAE: dict[str, Any] = {"depth": 2, "width": 16, "kernel": 5, "detail_width": 16, "cross_width": 8}
+CAE |= {"shares": (0.25, 0.25, 0.5), "recordwide": False}
+PROTOTYPES = {"encoder": "raw:20", "prototypes": 32, "local": 48, "steps": 8, "ema": 0.8}
 TABLE = {
     "mahalanobis": Row(
         ({}, {}, {}),
@@ -72,7 +75,20 @@ TABLE = {
             "rounds": (1, "rounds is 1"),
             "entropy": (-1.0, "entropy is -1.0"),
         },
-        steps=240,
+        steps=160,
+    ),
+    "otproto": Row(
+        (
+            PROTOTYPES | {"window": 160, "lags": (30, 100)},
+            PROTOTYPES | {"window": 160, "lags": (30, 100)},
+            PROTOTYPES | {"encoder": "raw:8"},
+        ),
+        {
+            "alpha": (1.5, "alpha is 1.5"),
+            "relax": (0.0, "relax is 0.0"),
+            "steps": (0, "steps is 0"),
+            "lags": ((100, 30), r"lags are \(100, 30\)"),
+        },
     ),
     "pca": Row(
         (LINE, LINE, SQUARE),
@@ -91,7 +107,15 @@ TABLE = {
             "decoder_depth": (0, "decoder_depth is 0"),
             "heads": (5, "width 48 is not a multiple of heads 5"),
         },
-        steps=150,
+    ),
+    "rcae": Row(
+        (CAE, CAE, CAE | {"kernel": 3, "width": 8}),
+        {
+            "kernel": (4, "kernel is 4"),
+            "shares": ((0.5, 0.6, 0.1), r"shares are \(0.5, 0.6, 0.1\)"),
+            "depth": (0, "depth is 0"),
+        },
+        400,
     ),
 }
 
