@@ -155,9 +155,12 @@ def train(
     if root is not None:
         if steps is not None:
             raise ValueError(f"--steps {steps}: the steps of a benchmark are part of it")
+        if len(sets := load_benchmark(data, root)) > 1:
+            parts = ", ".join(f"{data}/{one.name}" for one in sets)
+            raise ValueError(f"{data} is several benchmarks; one of {parts} is needed")
         bundle = trained(
-            method, load_benchmark(data, root), seed, out, name=name, settings=_fields(settings),
-            device=device, report=tell,
+            method, sets[0], seed, out, id=name, settings=_fields(settings), device=device,
+            report=tell,
         )  # fmt: skip
     else:
         records = list(_readable([data], quiet))

@@ -14,7 +14,7 @@ import math
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,15 @@ if TYPE_CHECKING:
 SCHEMA = 1  # of card.json
 SHIPPED = Path(__file__).parent / "models" / "mmae-12lead"
 _FILES = ("card.json", "weights.safetensors", "model.onnx")
+
+
+class Judgement(NamedTuple):
+    """What a model says of a prepared record."""
+
+    score: float
+    p_value: float
+    lead_scores: np.ndarray  # (m,), nan where a lead cannot be judged
+    map: np.ndarray  # (m, time), in multiples of what 99 % of normal places stay under
 
 
 class Bundle:
@@ -107,27 +116,25 @@ class Bundle:
         """
         return evidence(self.run, prepared)
 
-    def judge(self, prepared: Prepared) -> tuple[float, float]:
-        """Score and p-value of a prepared record."""
+    def judge(self, prepared: Prepared) -> Judgement:
+        """What the model says of a prepared record."""
         map, whole = self.evidence(prepared)
-        return self._score(map, row_validity(prepared.valid, len(map)), whole, prepared)
-
-    def _score(
-        self, map: np.ndarray, valid: np.ndarray, whole: np.ndarray, prepared: Prepared
-    ) -> tuple[float, float]:
+        valid = row_validity(prepared.valid, len(map))
         value = score(features(map, valid, whole, tuple(self.card["whole"])), self.rule)
-        return value, self.calibration.p_value(value, group_name(prepared))
+        smooth = self.card["smooth_s"] * self.preparation.rate_hz
+        return Judgement(
+            value,
+            self.calibration.p_value(value, group_name(prepared)),
+            lead_scores(map, valid, self.rule),
+            relative(map, valid, self.rule, smooth),
+        )
 
     def _judged(
         self, record: Record, quality: Quality, prepared: Prepared, alpha: float, started: float
     ) -> Result:
-        map, whole = self.evidence(prepared)
-        valid = row_validity(prepared.valid, len(map))
-        leads = self.preparation.leads if len(map) == len(prepared.valid) else ("all",)
-        value, p_value = self._score(map, valid, whole, prepared)
-        rows = lead_scores(map, valid, self.rule)
+        value, p_value, rows, standing = self.judge(prepared)
+        leads = self.preparation.leads if len(rows) == len(prepared.valid) else ("all",)
         rate_hz = self.preparation.rate_hz
-        standing = relative(map, valid, self.rule, self.card["smooth_s"] * rate_hz)
         return Result(
             record=record,
             score=value,

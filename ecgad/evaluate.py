@@ -1,58 +1,51 @@
 """Leaderboards: methods trained and scored on one benchmark, with intervals, as a table.
 
 For each method and seed a bundle is learned (or taken up where a killed run left it) and the
-benchmark's test cases are scored. Results are rows of a long table, one a number; its columns are
-`COLUMNS`. Records that cannot be assessed have no score: they are left out and counted.
+benchmark's test cases are scored. `<benchmark>.csv` holds one number a row (`tabulate.py`), and
+`<benchmark>.parquet` the score of each case, for the curves. Both are written after each method,
+and a method that is run again replaces its own rows alone.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ecgad import __version__
 from ecgad.benchmarks import Case, Sets
 from ecgad.bundle import Bundle, load
-from ecgad.calibrate import decide, p_values
-from ecgad.learn import Normals, learn, prepared_windows
-from ecgad.metrics import auprc, auroc, bootstrap, false_alarm_rate, sensitivity_at
+from ecgad.learn import Normals, Pretraining, learn, prepared_windows
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, Prepared, prepare
-from ecgad.record import FLAGGED
+from ecgad.tabulate import COLUMNS, Place, Row, Scored, short, tabulate
 from ecgad.train import Budget, Progress
 
-COLUMNS = (
-    "benchmark", "source", "method", "settings", "seed", "train_records", "records", "abnormal",
-    "not_assessable", "metric", "value", "low", "high", "parameters", "macs_record",
-    "train_seconds", "data_fingerprint", "version", "command",
-)  # fmt: skip
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "record_auroc": auroc,
-    "record_auprc": auprc,
-    "sensitivity_at_90": lambda y, s: sensitivity_at(y, s, 0.9),
-}
-ALPHA = 0.05
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a method is trained in a leaderboard."""
+    """How a row of a leaderboard is trained; its name is that of the method where none is given."""
 
-    settings: Mapping[str, Any]
-    pretrain: Budget | None = None  # on generated normals
+    method: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    pretrain: Budget | None = None  # on generated normals, where the benchmark has them
     budget: Budget = Budget(steps=1)
+    epochs: int = 75  # at most, so that a few real records are not seen a thousand times
+    encoder: str = ""  # the plan whose bundle of the same seed is the frozen encoder
 
 
 PLANS = {
     "mmae": Plan(
-        {"segment": (10,)},  # 0.1 s at 100 Hz, so that ten seconds are T = 100
+        settings={"segment": (10,)},  # 0.1 s at 100 Hz, so that ten seconds are T = 100
         pretrain=Budget(steps=6000, batch=32, lr=2e-3, hold=0.6),  # a plateau takes 2000 to leave
         budget=Budget(steps=1500, batch=32, lr=5e-4),
     ),
@@ -67,68 +60,111 @@ def evaluate(
     methods: Sequence[str],
     seeds: int = 3,
     bundles: Iterable[Path] = (),
-    report: Callable[[str], None] = print,
+    report: Report = print,
 ) -> Path:
     """Trains and scores `methods` over `seeds` seeds; writes and returns `out/<benchmark>.csv`.
 
-    Each trained bundle stays in `out/<method>-<seed>`; one that is there already is not trained
-    again, and a killed training carries on from its checkpoint. `bundles` are scored as they are.
+    A method is one of the folder's, or one of `PLANS`. Each trained bundle stays in
+    `out/<benchmark>/<method>-<seed>`; one that is there already is not trained again, and a killed
+    training carries on from its checkpoint. `bundles` are scored as they are.
     """
-    sets = load_benchmark(benchmark, root)
-    out.mkdir(parents=True, exist_ok=True)
-    command = f"ecgad evaluate {benchmark} --data ROOT --seeds {seeds}"
-    rows: list[dict[str, Any]] = []
+    folds = load_benchmark(benchmark, root)
+    command = f"ecgad evaluate {benchmark} --data ROOT"
     for method in methods:
-        scored = []
-        for seed in range(seeds):
-            report(f"{method}, seed {seed}")
-            bundle = trained(method, sets, seed, out / f"{method}-{seed}", report=report)
-            scored.append((bundle, *score_cases(bundle, sets.test)))
-            if not bundle.card["stages"]:
-                break  # nothing was learned by gradient, so another seed is the same model
-        rows += tabulate(benchmark, scored, sets.test, command)
+        rows, cases = [], []
+        for sets in folds:
+            home = out / benchmark / sets.name
+            scored = [
+                score_cases(bundle, sets)
+                for bundle in _seeds(method, sets, seeds, home, out / "pretrained", report)
+            ]
+            typed = f"{command} --method {method} --seeds {seeds}"
+            rows += tabulate(benchmark, method, scored, sets.test, typed)
+            cases += case_rows(method, scored, sets.test)
+        write(rows, cases, out / benchmark)
     for path in bundles:
         bundle = load(path)
-        scored = [(bundle, *score_cases(bundle, sets.test))]
-        rows += tabulate(benchmark, scored, sets.test, f"{command} --model {path.name}")
-    return write_rows(rows, out / f"{benchmark}.csv")
+        rows, cases = [], []
+        for sets in folds:
+            scored = [score_cases(bundle, sets)]
+            rows += tabulate(benchmark, bundle.id, scored, sets.test, f"{command} --model {path}")
+            cases += case_rows(bundle.id, scored, sets.test)
+        write(rows, cases, out / benchmark)
+    return out / f"{benchmark}.csv"
 
 
-def load_benchmark(name: str, root: Path) -> Sets:
+def _seeds(
+    method: str, sets: Sets, seeds: int, home: Path, pretrained: Path, report: Report
+) -> Iterable[Bundle]:
+    for seed in range(seeds):
+        report(" ".join(filter(None, (f"{method}, seed {seed}", sets.name and f"of {sets.name}"))))
+        folder = home / f"{method}-{seed}"
+        bundle = trained(method, sets, seed, folder, pretrained=pretrained, report=report)
+        yield bundle
+        if not bundle.card["stages"] and "encoder" not in bundle.card["config"]:
+            return  # nothing was drawn by chance, so another seed is the same model
+
+
+def load_benchmark(name: str, root: Path) -> list[Sets]:
+    """The sets of a benchmark; most have one. `name/part` is one of several.
+
+    Raises `ValueError` for a name unknown, and for what is missing under `root`.
+    """
     folder = Path(__file__).parent / "benchmarks"
     known = sorted(p.stem for p in folder.glob("*.py") if "def load(" in p.read_text("utf-8"))
+    name, _, part = name.partition("/")
     if name not in known:
         raise ValueError(f"benchmark {name!r}; known are {', '.join(known)}")
-    return importlib.import_module(f"ecgad.benchmarks.{name}").load(root)
+    found = importlib.import_module(f"ecgad.benchmarks.{name}").load(root)
+    folds = [found] if isinstance(found, Sets) else found
+    if part and part not in (names := [sets.name for sets in folds]):
+        raise ValueError(f"benchmark {name} has no part {part!r}; there are {', '.join(names)}")
+    return [sets for sets in folds if not part or sets.name == part]
 
 
 def trained(
-    method: str,
+    name: str,
     sets: Sets,
     seed: int,
     folder: Path,
     *,
-    name: str | None = None,
+    id: str | None = None,
     settings: Mapping[str, Any] | None = None,
     device: str = "cpu",
-    report: Callable[[str], None] = print,
+    pretrained: Path | None = None,
+    report: Report = print,
 ) -> Bundle:
-    """The bundle of `method` and `seed` in `folder`: learned by the method's plan, or loaded.
+    """The bundle of plan or method `name` and `seed` in `folder`: learned by its plan, or loaded.
 
-    `settings` go before those of the plan. A killed training carries on from its checkpoint.
+    `settings` go before those of the plan. A killed training carries on from its checkpoint. What
+    was learned of generated normals is kept in folder `pretrained` and used again.
     """
     if (folder / "card.json").is_file():
         return load(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    preparation, plan = Preparation(), PLANS.get(method, Plan({}))
+    plan, preparation = PLANS.get(name, Plan()), sets.preparation or Preparation()
+    method, chosen = plan.method or name, {**plan.settings, **(settings or {})}
+    if plan.encoder:
+        base = folder.with_name(f"{plan.encoder}-{seed}")
+        trained(plan.encoder, sets, seed, base, pretrained=pretrained, report=report)
+        chosen = {"encoder": str(base), **chosen}
     pretrain = None
     if plan.pretrain is not None and sets.generated:
-        pretrain = (generated_windows(sets.generated, preparation), plan.pretrain)
+        kept = pretrained and pretrained / _digest(method, chosen, preparation, plan.pretrain, seed)
+        pretrain = Pretraining(
+            lambda: generated_windows(sets.generated, preparation),
+            sets.generated,
+            plan.pretrain,
+            kept,
+        )
+    learned = normals(sets, preparation)
+    most = -(-plan.epochs * len(learned.train) // plan.budget.batch)
     bundle = learn(
-        method, normals(sets, preparation), seed=seed, name=name or folder.name,
-        settings={**plan.settings, **(settings or {})}, preparation=preparation,
-        budget=plan.budget, pretrain=pretrain, checkpoint=folder / "checkpoint.pt",
-        report=lambda progress: report(progress_line(progress)), device=device,
+        method, learned, seed=seed, name=id or folder.name, settings=chosen,
+        preparation=preparation, pretrain=pretrain,
+        budget=replace(plan.budget, steps=min(plan.budget.steps, most)),
+        checkpoint=folder / "checkpoint.pt", device=device,
+        report=lambda progress: report(progress_line(progress)),
     )  # fmt: skip
     bundle.save(folder)
     for file in folder.glob("*checkpoint.pt"):
@@ -136,14 +172,28 @@ def trained(
     return bundle
 
 
+def _digest(
+    method: str, settings: Mapping, preparation: Preparation, budget: Budget, seed: int
+) -> str:
+    """The name of a file of pretrained weights: of all that they depend on."""
+    said = json.dumps([settings, asdict(preparation), asdict(budget)], sort_keys=True)
+    return f"{method}-{seed}-{hashlib.sha256(said.encode()).hexdigest()[:12]}.safetensors"
+
+
 def normals(sets: Sets, preparation: Preparation) -> Normals:
     """A benchmark's normals, prepared; what cannot be assessed is left out."""
     parts = [
-        [p for c in part if (p := prepare_case(c, preparation)) is not None]
-        for part in (sets.train, sets.held_out, sets.calibration)
+        [p for p in prepared_cases(sets, part, preparation) if p is not None]
+        for part in ("train", "held_out", "calibration")
     ]
-    probe = [c.record for c in sets.held_out if c.mv]
+    twelve = len(preparation.leads) == 12
+    probe = [c.record for c in sets.held_out if c.mv] if twelve else []
     return Normals(parts[0], parts[1], parts[2], probe=probe, card=sets.card)
+
+
+@lru_cache(maxsize=4)  # of a benchmark's parts: every method and seed begins with them
+def prepared_cases(sets: Sets, part: str, preparation: Preparation) -> list[Prepared | None]:
+    return [prepare_case(case, preparation) for case in getattr(sets, part)]
 
 
 def prepare_case(case: Case, preparation: Preparation) -> Prepared | None:
@@ -168,142 +218,79 @@ def generated_windows(n: int, preparation: Preparation) -> np.ndarray:
     return prepared_windows(prepare(record, preparation) for record in records(n, seed=0))
 
 
-def score_cases(bundle: Bundle, cases: Sequence[Case]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and p-values of cases, nan where not assessable."""
+def score_cases(bundle: Bundle, sets: Sets) -> Scored:
+    """Scores and p-values of the test cases, nan where not assessable; maps where truth is."""
+    cases = sets.test
     found = np.full((2, len(cases)), np.nan)
-    for i, case in enumerate(cases):
-        prepared = prepare_case(case, bundle.preparation)
-        if prepared is not None:
-            found[:, i] = bundle.judge(prepared)
-    return found[0], found[1]
+    places: list[Place | None] = [None] * len(cases)
+    ready = prepared_cases(sets, "test", bundle.preparation)
+    for i, (case, prepared) in enumerate(zip(cases, ready, strict=True)):
+        if prepared is None:
+            continue
+        judged = bundle.judge(prepared)
+        found[:, i] = judged.score, judged.p_value
+        if case.truth is not None:
+            truth = _truth(case, bundle.preparation, judged.map.shape[1])
+            places[i] = Place(truth, judged.map)
+    return Scored(bundle, found[0], found[1], places)
 
 
-def tabulate(
-    benchmark: str,
-    scored: Sequence[tuple[Bundle, np.ndarray, np.ndarray]],
-    cases: Sequence[Case],
-    command: str,
-) -> list[dict[str, Any]]:
-    """Rows of every source, metric and seed, and seed "all": the mean over seeds.
-
-    Intervals are bootstraps by patient within a source; for "all", of the mean over seeds.
-    """
-    rows = []
-    for source in dict.fromkeys(case.source for case in cases):
-        here = np.array([case.source == source for case in cases])
-        y = np.array([case.abnormal for case in cases])[here].astype(int)
-        patients = np.array([case.patient for case in cases])[here]
-        scores = np.stack([s[here] for _, s, _ in scored], axis=1)  # (records, seeds)
-        p_values = np.stack([p[here] for _, _, p in scored], axis=1)
-        known = np.isfinite(scores).all(axis=1)
-        counts = {"records": int(known.sum()), "abnormal": int(y[known].sum())}
-        counts["not_assessable"] = int((~known).sum())
-        for name, values in _numbers(y[known], scores[known], p_values[known], patients[known]):
-            for seed, value, low, high in values:
-                bundle = scored[seed if isinstance(seed, int) else 0][0]
-                rows.append(
-                    _constants(benchmark, bundle, command)
-                    | {"source": source, "seed": seed, "metric": name, **counts}
-                    | {"value": value, "low": low, "high": high}
-                )
-    return rows + _split_rows(benchmark, scored, cases, command)
+def _truth(case: Case, preparation: Preparation, length: int) -> np.ndarray:
+    """A case's truth by the preparation's leads and rate, (leads, length)."""
+    assert case.truth is not None
+    at = np.floor(np.arange(length) * case.record.rate_hz / preparation.rate_hz).astype(int)
+    at = np.minimum(at, case.truth.shape[1] - 1)
+    known = dict(zip(case.record.leads, case.truth, strict=True))
+    nothing = np.zeros(case.truth.shape[1], bool)
+    return np.stack([known.get(lead, nothing)[at] for lead in preparation.leads])
 
 
-def _split_rows(
-    benchmark: str,
-    scored: Sequence[tuple[Bundle, np.ndarray, np.ndarray]],
-    cases: Sequence[Case],
-    command: str,
-) -> list[dict[str, Any]]:
-    """False-alarm rates over random splits of normals from the sources that were learned from."""
-    rows = []
-    for seed, (bundle, scores, _) in enumerate(scored):
-        known = {source["name"] for source in bundle.card["data"].get("sources", ())}
-        normal = np.array([c.source in known and not c.abnormal for c in cases])
-        values = scores[normal & np.isfinite(scores)]
-        for alpha in (0.05, 0.1) if len(values) >= 40 else ():
-            rates = split_false_alarms(values, alpha)
-            rows.append(
-                _constants(benchmark, bundle, command)
-                | {"source": "+".join(sorted(known)), "seed": seed, "records": len(values)}
-                | {"abnormal": 0, "not_assessable": 0, "metric": f"false_alarm_rate_{alpha:g}"}
-                | {"value": float(rates.mean()), "low": rates.min(), "high": rates.max()}
-            )
-    return rows
+def case_rows(method: str, scored: Sequence[Scored], cases: Sequence[Case]) -> list[Row]:
+    """What each seed's bundle said of each case."""
+    return [
+        {
+            "method": method, "seed": seed, "source": case.source, "patient": case.patient,
+            "record_id": case.record.record_id, "label": case.label, "abnormal": case.abnormal,
+            "score": one.scores[i], "p_value": one.p_values[i],
+        }
+        for seed, one in enumerate(scored)
+        for i, case in enumerate(cases)
+    ]  # fmt: skip
 
 
-def split_false_alarms(scores: np.ndarray, alpha: float, splits: int = 20) -> np.ndarray:
-    """The share flagged at `alpha` in one half of `scores`, calibrated on the other, (splits,)."""
-    rng = np.random.default_rng(0)
-    rates = []
-    for _ in range(splits):
-        calibration, rest = np.array_split(rng.permutation(scores), 2)
-        rates.append(false_alarm_rate(p_values(calibration, rest), alpha))
-    return np.array(rates)
+def write(rows: Sequence[Row], cases: Sequence[Row], path: Path) -> None:
+    """`path`.csv and `path`.parquet, where the rows of methods not among `rows` stay."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table, own = path.with_suffix(".csv"), {row["method"] for row in rows}
+    kept = [line for line in _lines(table) if line[COLUMNS.index("method")] not in own]
+    with table.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *kept, *short(rows)])
+    new = pa.Table.from_pylist(list(cases), schema=_schema())
+    if (scores := path.with_suffix(".parquet")).is_file():
+        old = pq.read_table(scores, schema=_schema())
+        others = old.filter(pa.array([m not in own for m in old["method"].to_pylist()]))
+        new = pa.concat_tables([others, new])
+    pq.write_table(new, scores, compression="zstd")
 
 
-def _numbers(
-    y: np.ndarray, scores: np.ndarray, p_values: np.ndarray, patients: np.ndarray
-) -> Iterable[tuple[str, list[tuple[int | str, float, float, float]]]]:
-    seeds = range(scores.shape[1])
-    for name, metric in METRICS.items():
-        values: list[tuple[int | str, float, float, float]] = [
-            (k, metric(y, scores[:, k]), *bootstrap(metric, y, scores[:, k], patients, seed=0))
-            for k in seeds
-        ]
-        if len(seeds) > 1:
-            mean = _mean_over_seeds(metric, scores)
-            index = np.arange(len(y))
-            interval = bootstrap(mean, y, index, patients, seed=0)
-            values.append(("all", mean(y, index), *interval))
-        yield name, values
-    flagged = np.vectorize(lambda p: decide(p, ALPHA) == FLAGGED)(p_values)  # (records, seeds)
-    for name, of in (("false_alarm_rate", 0), ("sensitivity", 1)):
-        shares = flagged[y == of].mean(axis=0)
-        values = [(k, float(shares[k]), np.nan, np.nan) for k in seeds]
-        yield name, [*values, *([("all", shares.mean(), np.nan, np.nan)] if len(seeds) > 1 else [])]
+def _lines(path: Path) -> list[list[str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))[1:]
 
 
-def _mean_over_seeds(
-    metric: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray
-) -> Callable[[np.ndarray, np.ndarray], float]:
-    """`metric` as a function of (labels, record numbers): its mean over the columns of `scores`."""
+def _schema():  # noqa: ANN202 - pyarrow is not imported before it is needed
+    import pyarrow as pa
 
-    def mean(y: np.ndarray, index: np.ndarray) -> float:
-        columns = scores[index.astype(int)].T
-        return float(np.mean([metric(y, column) for column in columns]))
-
-    return mean
-
-
-def _constants(benchmark: str, bundle: Bundle, command: str) -> dict[str, Any]:
-    card = bundle.card
-    return {
-        "benchmark": benchmark,
-        "method": card["method"],
-        "settings": json.dumps(card["config"]),
-        "train_records": card["data"]["train_records"],
-        "parameters": card["parameters"],
-        "macs_record": card["macs_record"],
-        "train_seconds": card["train_seconds"],
-        "data_fingerprint": card["data"]["fingerprint"][:16],
-        "version": __version__,
-        "command": command,
-    }
-
-
-def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([_short(row[column]) for column in COLUMNS] for row in rows)
-    return path
-
-
-def _short(value: object) -> object:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.4f}"
-    return value
+    text, number = pa.string(), pa.float32()
+    return pa.schema(
+        [(k, text) for k in ("method", "source", "patient", "record_id", "label")]
+        + [("seed", pa.int8()), ("abnormal", pa.bool_()), ("score", number), ("p_value", number)]
+    )
 
 
 def progress_line(progress: Progress) -> str:

@@ -45,6 +45,16 @@ class Normals:
     card: Mapping[str, Any] = field(default_factory=dict)  # sources, counts, licences
 
 
+@dataclass(frozen=True)
+class Pretraining:
+    """What a model begins with: other normals, and how long it learns from them."""
+
+    windows: Callable[[], np.ndarray]  # gives (n, leads, time); called only where it is needed
+    records: int  # that they come from
+    budget: Budget
+    kept: Path | None = None  # weights as they were afterwards, .safetensors; used when there
+
+
 def train(
     method: str,
     records: Iterable[Record],
@@ -94,7 +104,7 @@ def learn(
     settings: Mapping[str, Any] | None = None,
     preparation: Preparation | None = None,
     budget: Budget | None = None,
-    pretrain: tuple[np.ndarray, Budget] | None = None,
+    pretrain: Pretraining | None = None,
     use: tuple[str, ...] = ("mean",),
     name: str | None = None,
     report: Callable[[Progress], None] | None = None,
@@ -103,8 +113,7 @@ def learn(
 ) -> Bundle:
     """As `train`, from sets that are already apart.
 
-    `pretrain` is (windows (n, leads, time), budget) of other normals to begin with. `use` names
-    the features of the score (`score.feature_names`).
+    `use` names the features of the score (`score.feature_names`).
     """
     from ecgad.export import run_torch
     from ecgad.methods import build
@@ -116,7 +125,7 @@ def learn(
     common: dict[str, Any] = {"seed": seed, "device": device, "report": report, "probe": probe}
     if pretrain is not None:
         begin = checkpoint and checkpoint.with_name(f"pretrain-{checkpoint.name}")
-        fit(model, pretrain[0], budget=pretrain[1], checkpoint=begin, **common)
+        _begin(model, pretrain, checkpoint=begin, **common)
     fit(model, prepared_windows(normals.train), budget=budget, checkpoint=checkpoint, **common)
     run = run_torch(model, device)
     rule, groups = calibrate(run, normals, preparation, model.whole, use, seed)
@@ -130,6 +139,24 @@ def learn(
     bundle = Bundle(card, run)
     bundle.detector = model
     return bundle
+
+
+def _begin(model: Detector, pretrain: Pretraining, **how: Any) -> None:
+    """Learns what `pretrain` says, or takes the weights of a run that did."""
+    from safetensors.torch import load_file, save_file
+
+    kept = pretrain.kept
+    if kept is not None and kept.is_file():
+        model.load_state_dict(load_file(kept))
+        return
+    fit(model, pretrain.windows(), budget=pretrain.budget, **how)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {k: v.contiguous() for k, v in model.state_dict().items()},
+            part := kept.with_suffix(".part"),
+        )
+        part.replace(kept)
 
 
 def calibrate(
@@ -229,7 +256,7 @@ def _blank(prepared: Prepared, missing: int, rng: np.random.Generator) -> Prepar
 def _card(
     method: str, model: Detector, preparation: Preparation, rule: Rule,
     groups: dict[str, list[float]], normals: Normals, seed: int, budget: Budget,
-    pretrain: tuple[np.ndarray, Budget] | None,
+    pretrain: Pretraining | None,
 ) -> dict[str, Any]:  # fmt: skip
     from importlib.metadata import version
 
@@ -256,8 +283,8 @@ def _card(
         "seed": seed,
         "stages": [stage.name for stage in model.stages()],
         "budget": asdict(budget),
-        "pretraining": None if pretrain is None else asdict(pretrain[1]) | {
-            "records": len(pretrain[0])
+        "pretraining": None if pretrain is None else asdict(pretrain.budget) | {
+            "records": pretrain.records
         },
         "parameters": cost.parameters,
         "macs_record": cost.macs_record,

@@ -22,7 +22,10 @@ def auroc(y: ArrayLike, s: ArrayLike) -> float:
     Raises `ValueError`, as all metrics of `y` and `s` do, for one class only, labels other than
     0 and 1, a NaN score, or lengths that differ.
     """
-    caught, alarms = _curve(y, s)
+    return _area(*_curve(y, s))
+
+
+def _area(caught: np.ndarray, alarms: np.ndarray) -> float:
     return float(np.trapezoid(caught, alarms) / (caught[-1] * alarms[-1]))
 
 
@@ -31,9 +34,15 @@ def auprc(y: ArrayLike, s: ArrayLike) -> float:
 
     scikit-learn's `average_precision_score`; no interpolation, which would be optimistic.
     """
-    caught, alarms = _curve(y, s)
-    precision = caught[1:] / (caught[1:] + alarms[1:])
+    return _average_precision(*_curve(y, s))
+
+
+def _average_precision(caught: np.ndarray, alarms: np.ndarray) -> float:
+    precision = caught[1:] / np.maximum(caught[1:] + alarms[1:], 1)
     return float((np.diff(caught) * precision).sum() / caught[-1])
+
+
+_AREAS = {auroc: _area, auprc: _average_precision}
 
 
 def sensitivity_at(y: ArrayLike, s: ArrayLike, specificity: float) -> float:
@@ -145,6 +154,39 @@ def point_auroc(masks: Iterable[ArrayLike], maps: Iterable[ArrayLike]) -> float:
 def point_auprc(masks: Iterable[ArrayLike], maps: Iterable[ArrayLike]) -> float:
     """Average precision over all places of all records together; see `point_auroc`."""
     return auprc(*_pool(masks, maps))
+
+
+def place_interval(
+    metric: Callable[..., float],
+    y: ArrayLike,
+    s: ArrayLike,
+    groups: ArrayLike,
+    *,
+    seed: int,
+    n: int = 1000,
+    level: float = 0.95,
+    bins: int = 2048,
+) -> tuple[float, float]:
+    """As `bootstrap`, for millions of places: scores are first sorted into `bins` of equal size.
+
+    `metric` is `auroc` or `auprc`. A resample is then a weighted sum of one histogram a patient.
+    Patients are drawn without strata, as nearly all have places of both classes.
+    """
+    y, s = np.asarray(y), np.asarray(s, dtype=np.float64)
+    names, patient = np.unique(np.asarray(groups), return_inverse=True)
+    edges = np.unique(np.quantile(s, np.linspace(0, 1, bins + 1)[1:-1]))
+    cell = (patient * 2 + y) * (len(edges) + 1) + np.searchsorted(edges, s, side="right")
+    size = len(names) * 2 * (len(edges) + 1)
+    counts = np.bincount(cell, minlength=size).reshape(len(names), 2, -1)
+    rng, area = np.random.default_rng(seed), _AREAS[metric]
+    values = []
+    while len(values) < n:
+        drawn = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
+        normal, strange = np.tensordot(drawn, counts, 1)[:, ::-1].cumsum(axis=1, dtype=np.float64)
+        if normal[-1] and strange[-1]:
+            values.append(area(np.append(0, strange), np.append(0, normal)))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def hit_at(lead_scores: Mapping[str, float], true_leads: Collection[str], k: int) -> bool:

@@ -15,10 +15,12 @@ from ecgad.benchmarks import (
     brugada_huca,
     challenge2021,
     cpsc2018,
+    damage,
     ludb,
     ptbxl_zscored,
     shipped,
     split,
+    twelve_lead,
 )
 from ecgad.evaluate import load_benchmark, prepare_case
 from ecgad.prepare.signal import Preparation
@@ -110,7 +112,7 @@ def test_z_scores_come_back_in_their_leads_and_are_not_taken_for_mv(root: Path):
 
 
 def test_no_patient_is_in_two_sets_and_no_abnormal_record_is_learned_from(root: Path):
-    sets = load_benchmark("shipped", root)
+    sets = load_benchmark("shipped", root)[0]
     parts = [sets.train, sets.held_out, sets.calibration, sets.test]
     patients = [{case.patient for case in part} for part in parts]
     for i, one in enumerate(patients):
@@ -120,7 +122,7 @@ def test_no_patient_is_in_two_sets_and_no_abnormal_record_is_learned_from(root: 
 
 
 def test_folds_and_sources_go_where_the_benchmark_says(root: Path):
-    sets = load_benchmark("shipped", root)
+    sets = load_benchmark("shipped", root)[0]
     assert {c.fold for c in sets.train if c.source == "ptbxl_zscored"} == set(range(1, 7))
     assert {c.fold for c in sets.test if c.source == "ptbxl_zscored"} == {9, 10}
     learned = [c.source for part in (sets.train, sets.held_out, sets.calibration) for c in part]
@@ -128,13 +130,13 @@ def test_folds_and_sources_go_where_the_benchmark_says(root: Path):
 
 
 def test_ptbxl_patients_who_stand_in_the_challenge_are_not_learned_from(root: Path):
-    sets = load_benchmark("shipped", root)
+    sets = load_benchmark("shipped", root)[0]
     assert "ptbxl-900" not in {c.patient for c in sets.train}
     assert "ptbxl-902" in {c.patient for c in sets.train}
 
 
 def test_the_cards_table_counts_what_is_in_the_sets(root: Path):
-    sets = load_benchmark("shipped", root)
+    sets = load_benchmark("shipped", root)[0]
     table = {row["name"]: row for row in shipped.source_table(sets)}
     assert table["ptbxl_zscored"]["train"] == 6 * 3 - 1
     assert sum(int(row["calibration"]) for row in table.values()) == len(sets.calibration)
@@ -180,3 +182,59 @@ def test_what_cannot_be_assessed_is_left_out_but_z_scores_are_not_judged_as_mv()
 def test_sets_are_frozen():
     with pytest.raises(AttributeError):
         Sets((), (), (), (), {}).generated = 1  # type: ignore[misc]
+
+
+def test_each_source_is_left_out_once_and_wholly(root: Path):
+    for sets in twelve_lead.load(root):
+        learned = (*sets.train, *sets.held_out, *sets.calibration)
+        assert {c.source for c in sets.test} == {sets.name}
+        assert sets.name not in {c.source for c in learned}
+        assert {c.source for c in learned} <= set(twelve_lead.SOURCES)
+        assert len(sets.test) == len(twelve_lead.SOURCES[sets.name].cases(root / sets.name))
+        assert not any(c.abnormal for c in learned)
+        assert len({c.patient for c in learned}) == len(learned)
+        counted = {r["name"]: r["train"] for r in sets.card["sources"]}
+        assert {k: v for k, v in counted.items() if v} == Counter(c.source for c in sets.train)
+
+
+def test_z_scored_folds_are_the_official_ones(root: Path):
+    sets = ptbxl_zscored.load(root / "ptbxl_zscored")
+    folds = [{c.fold for c in part} for part in (sets.train, sets.held_out, sets.calibration)]
+    assert folds == [{1, 2, 3, 4, 5, 6}, {7}, {8}]
+    assert {c.fold for c in sets.test} == {9, 10}
+    assert any(c.abnormal for c in sets.test)
+
+
+@pytest.fixture(scope="module")
+def damaged(root: Path) -> Sets:
+    return damage.load(root)
+
+
+def test_damage_stands_where_its_truth_says_and_nowhere_else(damaged: Sets):
+    """The records it was put into are the ones beside them."""
+    for clean, hurt in zip(damaged.test[::2], damaged.test[1::2], strict=True):
+        assert (clean.patient, clean.abnormal, hurt.abnormal) == (hurt.patient, False, True)
+        assert hurt.truth is not None
+        change = np.abs(hurt.record.signal - clean.record.signal)
+        assert change[~hurt.truth].max(initial=0) <= 0.021
+        assert change[hurt.truth & clean.record.valid].min() > 0.019
+
+
+def test_every_kind_is_put_into_every_record_that_is_not_learned_from(damaged: Sets):
+    kinds = Counter(c.label for c in damaged.test if c.abnormal)
+    assert set(kinds) == set(damage.KINDS)
+    assert len(set(kinds.values())) == 1
+    learned = {c.patient for c in (*damaged.train, *damaged.held_out, *damaged.calibration)}
+    assert not learned & {c.patient for c in damaged.test}
+
+
+def test_damage_is_the_same_each_time(root: Path, damaged: Sets):
+    for one, other in zip(damaged.test, damage.load(root).test, strict=True):
+        np.testing.assert_array_equal(one.record.signal, other.record.signal)
+
+
+def test_one_part_of_a_benchmark_is_had_by_its_name(root: Path):
+    assert [s.name for s in load_benchmark("twelve_lead", root)] == list(twelve_lead.SOURCES)
+    assert [s.name for s in load_benchmark("twelve_lead/ludb", root)] == ["ludb"]
+    with pytest.raises(ValueError, match="no part 'lud'; there are ludb, cpsc2018"):
+        load_benchmark("twelve_lead/lud", root)

@@ -13,8 +13,8 @@ from archive import TINY, tiny_model
 
 from ecgad import load, train
 from ecgad.bundle import Bundle, load_detector
-from ecgad.export import disagreement, export_onnx, run_onnx, run_torch
-from ecgad.learn import Normals, calibrate, damage_probe, learn
+from ecgad.export import disagreement, export_onnx, run_onnx
+from ecgad.learn import Normals, Pretraining, calibrate, damage_probe, learn
 from ecgad.prepare.signal import Preparation, prepare
 from ecgad.record import LEADS, NOT_ASSESSABLE, Record
 from ecgad.train import Budget
@@ -202,19 +202,21 @@ def test_disagreement_is_relative_to_the_largest_value():
     assert np.isnan(disagreement(lambda x: (one, one), lambda x: (one, nan), x))
 
 
-def test_pretraining_comes_first_and_is_in_the_card(ecg: Ecg):
+def test_pretraining_comes_first_and_is_done_once(ecg: Ecg, tmp_path: Path):
     parts = [
         [prepare(record(mv), Preparation()) for mv in ecg(6, seed=s, t=1000)] for s in (1, 2, 3)
     ]
     windows = np.concatenate([p.windows for p in parts[0]])
     stages: list[tuple[str, int]] = []
-    bundle = learn(
-        "mmae", Normals(*parts), seed=0, pretrain=(windows, Budget(steps=3, batch=2)),
-        budget=Budget(steps=2, batch=2), report=lambda p: stages.append((p.stage, p.steps)),
-        settings=TINY,
+    begin = Budget(steps=3, batch=2)
+    pretrain = Pretraining(lambda: windows, 6, begin, tmp_path / "kept" / "a.safetensors")
+    one, other = (
+        learn(
+            "mmae", Normals(*parts), seed=0, pretrain=pretrain, settings=TINY,
+            budget=Budget(steps=2, batch=2), report=lambda p: stages.append((p.stage, p.steps)),
+        )
+        for _ in range(2)
     )  # fmt: skip
-    assert stages == [("train", 3), ("train", 2)]
-    assert bundle.card["pretraining"]["records"] == 6
-    x = windows[:2]
-    assert bundle.detector is not None
-    np.testing.assert_array_equal(run_torch(bundle.detector)(x)[0], bundle.run(x)[0])
+    assert stages == [("train", 3), ("train", 2), ("train", 2)]
+    assert one.card["pretraining"]["records"] == 6
+    np.testing.assert_array_equal(one.run(windows[:2])[0], other.run(windows[:2])[0])

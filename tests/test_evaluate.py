@@ -7,14 +7,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgad import evaluate as ev
 from ecgad.benchmarks import Case, Sets
 from ecgad.metrics import binomial_band
+from ecgad.prepare.signal import Preparation
+from ecgad.ranges import vus_pr
 from ecgad.record import LEADS, Record
 from ecgad.report.leaderboard import markdown, read_rows, rewritten
+from ecgad.tabulate import COLUMNS, Place, Scored, split_false_alarms, tabulate
+from ecgad.train import Budget
 
 ROOT = Path(__file__).parent.parent
 Ecg = Callable[..., np.ndarray]
@@ -47,7 +52,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, ecg: Ecg) -> Path:
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("board")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ev, "load_benchmark", lambda name, root: sets)
+        patch.setattr(ev, "load_benchmark", lambda name, root: [sets])
         for _ in range(2):  # the second time from the bundle that the first left
             ev.evaluate("made", Path(), folder, methods=["pca"], seeds=1, report=lambda line: None)
     return folder
@@ -59,7 +64,7 @@ def test_every_number_of_a_row_has_its_source_counts_and_command(out: Path):
     auroc = {r["source"]: r for r in rows if r["metric"] == "record_auroc"}
     assert [auroc["b"][k] for k in ("records", "abnormal", "not_assessable")] == ["12", "6", "1"]
     assert float(auroc["a"]["low"]) <= float(auroc["a"]["value"]) <= float(auroc["a"]["high"])
-    assert auroc["a"]["command"] == "ecgad evaluate made --data ROOT --seeds 1"
+    assert auroc["a"]["command"] == "ecgad evaluate made --data ROOT --method pca --seeds 1"
     assert auroc["a"]["train_records"] == "20"
 
 
@@ -68,10 +73,12 @@ def test_strange_records_score_higher_than_others_of_their_source(out: Path):
     assert all(float(r["value"]) > 0.9 for r in rows if r["metric"] == "record_auroc")
 
 
-def scored(scores: list[list[float]]) -> list[tuple[Any, np.ndarray, np.ndarray]]:
+def scored(scores: list[list[float]], p_values: list[float] | None = None) -> list[Scored]:
     card = {"method": "m", "config": {}, "data": {"train_records": 1, "fingerprint": "f"},
             "parameters": 1, "macs_record": 1, "train_seconds": 1}  # fmt: skip
-    return [(SimpleNamespace(card=card), np.array(s), np.full(len(s), 0.5)) for s in scores]
+    bundle: Any = SimpleNamespace(card=card, preparation=Preparation())
+    p = np.full(len(scores[0]), 0.5) if p_values is None else np.array(p_values)
+    return [Scored(bundle, np.array(s), p) for s in scores]
 
 
 def test_the_row_of_all_seeds_is_the_mean_of_the_seeds_aurocs():
@@ -80,7 +87,7 @@ def test_the_row_of_all_seeds_is_the_mean_of_the_seeds_aurocs():
             *cases(np.zeros((20, 12, 1), np.float32), "a", abnormal=True)]  # fmt: skip
     y = np.array([c.abnormal for c in some])
     scores = rng.normal(size=(3, 40)) + y
-    rows = ev.tabulate("x", scored(scores.tolist()), some, "cmd")
+    rows = tabulate("x", "m", scored(scores.tolist()), some, "cmd")
     found = {r["seed"]: r for r in rows if r["metric"] == "record_auroc"}
     each = [roc_auc_score(y, s) for s in scores]
     assert [found[k]["value"] for k in range(3)] == pytest.approx(each)
@@ -91,9 +98,8 @@ def test_the_row_of_all_seeds_is_the_mean_of_the_seeds_aurocs():
 def test_the_false_alarm_rate_is_of_normals_alone():
     some = [*cases(np.zeros((4, 12, 1), np.float32), "a"),
             *cases(np.zeros((4, 12, 1), np.float32), "a", abnormal=True)]  # fmt: skip
-    bundle, scores, _ = scored([[0.0, 1, 2, 3, 4, 5, 6, 7]])[0]
-    p_values = np.array([0.01, 0.5, 0.5, 0.5, 0.01, 0.01, 0.01, 0.5])
-    rows = ev.tabulate("x", [(bundle, scores, p_values)], some, "cmd")
+    p_values = [0.01, 0.5, 0.5, 0.5, 0.01, 0.01, 0.01, 0.5]
+    rows = tabulate("x", "m", scored([[0.0, 1, 2, 3, 4, 5, 6, 7]], p_values), some, "cmd")
     found = {r["metric"]: r["value"] for r in rows}
     assert (found["false_alarm_rate"], found["sensitivity"]) == (0.25, 0.75)
 
@@ -101,7 +107,7 @@ def test_the_false_alarm_rate_is_of_normals_alone():
 def test_random_splits_of_exchangeable_scores_hold_the_false_alarm_rate():
     scores = np.random.default_rng(0).gamma(2, size=400)
     for alpha in (0.05, 0.1):
-        rates = ev.split_false_alarms(scores, alpha)
+        rates = split_false_alarms(scores, alpha)
         low, high = binomial_band(200, alpha)
         assert low <= rates.mean() <= high
         assert rates.std() > 0
@@ -144,3 +150,115 @@ def test_the_tables_of_the_readme_are_those_of_the_result_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "<!-- table shipped record_auroc -->" in text
     assert rewritten(text, ROOT / "data" / "leaderboard") == text
+
+
+def placed(truth: list[str], maps: list[list[list[float]]]) -> Place:
+    where = np.array([[c == "x" for c in row] for row in truth])
+    return Place(where, np.array(maps, dtype=np.float32))
+
+
+TWO = Preparation(leads=("I", "II"), rate_hz=100.0)
+
+
+def with_places(*places: Place | None) -> Scored:
+    one = scored([[0.0] * (len(places) - 1) + [1.0]])[0]
+    one.bundle.preparation = TWO
+    return Scored(one.bundle, one.scores, one.p_values, places)
+
+
+def numbers(one: Scored, some: list[Case]) -> dict[str, float]:
+    return {r["metric"]: r["value"] for r in tabulate("x", "m", [one], some, "cmd")}
+
+
+def test_places_are_judged_over_time_by_any_lead_against_the_mean_of_the_map():
+    rng = np.random.default_rng(0)
+    truth = [rng.random((2, 200)) > 0.9 for _ in range(4)]
+    maps = [rng.random((2, 200)) + t for t in truth]
+    maps[1][:, :20] = np.nan  # not judged
+    maps[2][0] = np.nan  # one lead of two
+    some = [*cases(np.zeros((3, 12, 1), np.float32), "a"),
+            *cases(np.zeros((1, 12, 1), np.float32), "a", abnormal=True)]  # fmt: skip
+    found = numbers(with_places(*map(Place, truth, maps)), some)
+    y, s = [], []
+    for t, m in zip(truth, maps, strict=True):
+        for i in range(200):
+            judged = [v for v in m[:, i] if not np.isnan(v)]
+            if judged:
+                y.append(bool(t[:, i].any()))
+                s.append(sum(judged) / len(judged))
+    assert found["point_auroc"] == pytest.approx(roc_auc_score(y, s))
+    assert found["point_auprc"] == pytest.approx(average_precision_score(y, s))
+    assert found["vus_pr"] == pytest.approx(vus_pr(y, s, 70))
+
+
+def test_hits_are_of_the_strongest_lead_where_some_leads_are_whole():
+    some = [*cases(np.zeros((2, 12, 1), np.float32), "a"),
+            *cases(np.zeros((2, 12, 1), np.float32), "a", abnormal=True)]  # fmt: skip
+    one_lead = placed(["...xx.", "......"], [[[0, 0, 0, 2, 2, 0], [1, 0, 0, 0, 0, 0]]][0])
+    missed = placed(["...xx.", "......"], [[[0, 0, 0, 1, 1, 0], [2, 0, 0, 0, 0, 0]]][0])
+    both = placed(["...xx.", "...xx."], [[[0, 0, 0, 1, 1, 0], [2, 0, 0, 0, 0, 0]]][0])
+    clean = placed(["......", "......"], [[[5, 0, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0]]][0])
+    found = numbers(with_places(clean, both, one_lead, missed), some)
+    assert found["hit_at_1"] == 0.5
+
+
+def test_the_overlap_is_of_what_is_found_above_the_limit_with_what_is_true():
+    some = [*cases(np.zeros((1, 12, 1), np.float32), "a"),
+            *cases(np.zeros((1, 12, 1), np.float32), "a", abnormal=True)]  # fmt: skip
+    truth = np.zeros((2, 100), bool)
+    truth[:, 20:60] = True
+    map = np.zeros((2, 100), np.float32)
+    map[1, 40:80] = 1.5  # above 1, what normal places stay under
+    clean = Place(np.zeros((2, 100), bool), np.zeros((2, 100), np.float32))
+    found = numbers(with_places(clean, Place(truth, map)), some)
+    assert found["interval_iou"] == pytest.approx(20 / 60)
+
+
+def test_without_a_truth_there_are_no_numbers_of_places():
+    some = [*cases(np.zeros((1, 12, 1), np.float32), "a"),
+            *cases(np.zeros((1, 12, 1), np.float32), "a", abnormal=True)]  # fmt: skip
+    found = numbers(with_places(None, None), some)
+    assert not {k for k in found if k.startswith(("point", "hit", "vus", "interval"))}
+
+
+def test_a_truth_is_brought_to_the_rate_and_the_leads_of_the_preparation():
+    truth = np.zeros((2, 720), bool)
+    truth[1, 360:540] = True  # lead II, from 1.0 to 1.5 s
+    record = Record(np.zeros((2, 720), np.float32), 360.0, ("V1", "II"), ~truth, "r")
+    case = Case(record, True, "p", "s", truth=truth)
+    at = ev._truth(case, TWO, 200)
+    assert not at[0].any()
+    assert np.flatnonzero(at[1]).tolist() == list(range(100, 150))
+
+
+def test_a_method_run_again_replaces_its_own_rows_and_no_others(tmp_path: Path):
+    def write(method: str, value: float) -> None:
+        rows = [dict.fromkeys(COLUMNS, "") | {"method": method, "value": value}]
+        case = {"method": method, "seed": 0, "source": "s", "patient": "p", "record_id": "r",
+                "label": "", "abnormal": True, "score": value, "p_value": 0.5}  # fmt: skip
+        ev.write(rows, [case], tmp_path / "board")
+
+    for method, value in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        write(method, value)
+    rows = read_rows(tmp_path / "board.csv")
+    assert [(r["method"], r["value"]) for r in rows] == [("b", "2.0000"), ("a", "3.0000")]
+    table = pq.read_table(tmp_path / "board.parquet")
+    assert table["method"].to_pylist() == ["b", "a"]
+    assert table["score"].to_pylist() == [2.0, 3.0]
+
+
+def test_a_few_records_are_not_seen_more_than_so_many_times(
+    ecg: Ecg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    budgets = []
+
+    def learn(method: str, normals: Any, *, budget: Budget, **rest: Any) -> Any:
+        budgets.append(budget.steps)
+        return SimpleNamespace(save=lambda folder: None)
+
+    monkeypatch.setattr(ev, "learn", learn)
+    for n in (8, 64):
+        made = cases(ecg(n, seed=1, t=1000), "a")
+        monkeypatch.setitem(ev.PLANS, "pca", ev.Plan(budget=Budget(steps=100, batch=4), epochs=10))
+        ev.trained("pca", Sets(made, made[:1], made[:1], [], {}), 0, tmp_path / str(n))
+    assert budgets == [20, 100]

@@ -18,6 +18,7 @@ from ecgad.metrics import (
     hit_at,
     interval_iou,
     partial_auroc,
+    place_interval,
     point_auprc,
     point_auroc,
     sensitivity_at,
@@ -239,3 +240,19 @@ def test_interval_iou_is_shared_time_over_joint_time(found, true, by_hand):
 def test_intervals_that_cover_no_time_are_refused():
     with pytest.raises(ValueError, match="cover no time"):
         interval_iou([(0, 1)], [(2, 2)])
+
+
+def test_the_interval_of_places_is_the_bootstrap_by_patient_to_within_its_bins():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(12), 200)
+    shift = rng.normal(size=12)[groups]
+    y = (rng.random(2400) > 0.7).astype(int)
+    s = y + shift * y + rng.normal(size=2400)
+    for metric in (auroc, auprc):
+        fast = place_interval(metric, y, s, groups, seed=0, n=2000)
+        draws = np.random.default_rng(1).integers(12, size=(2000, 12))
+        slow = []
+        for drawn in draws:
+            rows = np.concatenate([np.flatnonzero(groups == g) for g in drawn])
+            slow.append(metric(y[rows], s[rows]))
+        np.testing.assert_allclose(fast, np.quantile(slow, [0.025, 0.975]), atol=0.006)

@@ -56,6 +56,7 @@ class Sets:
     card: Mapping[str, Any]  # for the model card: sources, notes, limits
     generated: int = 0  # records to begin training with
     preparation: Preparation | None = None  # where the benchmark prescribes one
+    name: str = ""  # where a benchmark is several such sets: of this one
 
 
 def table(path: Path, published: str) -> list[dict[str, str]]:

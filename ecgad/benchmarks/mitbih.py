@@ -1,0 +1,103 @@
+"""MIT-BIH Arrhythmia Database: where in a record? 48 x 30 min, 2 leads, 360 Hz (ODC-By 1.0).
+
+De Chazal's inter-patient division (IEEE TBME 51(7): 1196-1206, 2004): DS1 to learn from, DS2 to
+report on, the four paced records in neither. Windows of 10 s; one is normal when each beat in it is
+annotated N. The truth is each beat annotated otherwise, from 0.25 s before its mark (the P wave) to
+0.45 s after it (the end of T).
+
+Record 201 (DS1) and 202 (DS2) are one man's, so 201 is not learned from. The first lead is MLII
+wherever it was recorded; the second one is taken as V1, which it is in most records (others have
+V2, V4 or V5, and 114 has its leads the other way round).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ecgad.benchmarks import Case, Sets, split
+from ecgad.prepare.signal import Preparation
+from ecgad.read import Annotations, read, read_annotations
+from ecgad.record import Record
+
+PUBLISHED = "https://physionet.org/content/mitdb/1.0.0/"
+LICENCE = "ODC-By 1.0"
+DS1 = (
+    101, 106, 108, 109, 112, 114, 115, 116, 118, 119, 122, 124, 201, 203, 205, 207, 208, 209, 215,
+    220, 223, 230,
+)  # fmt: skip
+DS2 = (
+    100, 103, 105, 111, 113, 117, 121, 123, 200, 202, 210, 212, 213, 214, 219, 221, 222, 228, 231,
+    232, 233, 234,
+)  # fmt: skip
+ALSO_IN_DS2 = (201,)
+BEATS = frozenset("NLRBAaJSVrFejnE/fQ?")  # annotation symbols that mark a beat
+BEFORE_S, AFTER_S = 0.25, 0.45  # of a beat's mark
+WINDOW_S = 10.0
+PREPARATION = Preparation(leads=("II", "V1"), window_s=WINDOW_S, min_leads=1)
+
+
+def load(root: Path) -> Sets:
+    """From a folder that holds the records, `100.hea` and so on.
+
+    DS1's normal windows by patient: 60 % train, 15 % are held out, 25 % calibrate.
+    """
+    learned = [c for n in DS1 if n not in ALSO_IN_DS2 for c in windows(root, n) if not c.abnormal]
+    train, held_out, calibration = split(learned, (0.6, 0.15), seed=0)
+    test = [case for number in DS2 for case in windows(root, number)]
+    source = {"name": "mitbih", "licence": LICENCE, "train": len(train)}
+    counts = {"held_out": len(held_out), "calibration": len(calibration)}
+    card = {
+        "sources": [source | counts],
+        "trained_on": "10 s windows of MIT-BIH DS1 in which each beat is annotated N",
+        "licence": LICENCE,
+    }
+    return Sets(train, held_out, calibration, test, card, preparation=PREPARATION)
+
+
+def windows(root: Path, number: int) -> Iterator[Case]:
+    """Windows of 10 s of one record, one after another; a rest shorter than that is left out."""
+    header = root / f"{number}.hea"
+    if not header.is_file():
+        raise ValueError(f"{header} is not there; MIT-BIH is published at {PUBLISHED}")
+    record = _as_two_leads(read(header))
+    beats = strange_beats(read_annotations(header))
+    truth = np.zeros(record.signal.shape, bool)
+    for second, _ in beats:
+        first, last = (round((second + s) * record.rate_hz) for s in (-BEFORE_S, AFTER_S))
+        truth[:, max(first, 0) : last] = True
+    for start_s in np.arange(0, record.duration_s - WINDOW_S + 1e-9, WINDOW_S):
+        piece = slice(*(round(s * record.rate_hz) for s in (start_s, start_s + WINDOW_S)))
+        cut = replace(
+            record,
+            signal=record.signal[:, piece],
+            valid=record.valid[:, piece],
+            record_id=f"{number}-{start_s:04.0f}",
+        )
+        kinds = {symbol for second, symbol in beats if start_s <= second < start_s + WINDOW_S}
+        label = " ".join(sorted(kinds))
+        yield Case(cut, bool(kinds), f"mitbih-{number}", "mitbih", label, truth=truth[:, piece])
+
+
+def strange_beats(annotations: Annotations) -> list[tuple[float, str]]:
+    """Second and symbol of each beat that is not annotated N."""
+    found = zip(annotations.seconds, annotations.symbols, strict=True)
+    return [(float(second), symbol) for second, symbol in found if symbol in BEATS - {"N"}]
+
+
+def _as_two_leads(record: Record) -> Record:
+    """MLII first, and the other one, whichever it was, as V1."""
+    first = record.leads.index("II")
+    order = [first, 1 - first]
+    other = record.leads[1 - first]
+    note = () if other == "V1" else (f"lead {other} stands as V1",)
+    return replace(
+        record,
+        signal=record.signal[order],
+        valid=record.valid[order],
+        leads=PREPARATION.leads,
+        warnings=(*record.warnings, *note),
+    )

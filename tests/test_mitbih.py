@@ -1,0 +1,122 @@
+"""The localisation benchmark: what a normal window is, where the truth lies, whose record it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecgad.benchmarks import mitbih
+from ecgad.evaluate import prepare_case
+from ecgad.read import read
+from ecgad.read.wfdb import library
+
+SAMPLE = Path(__file__).parent.parent / "data" / "samples" / "mitdb" / "208_from_300s"
+LEARNED, REPORTED = (101, 106, 108, 112, 114, 115, 201), (100, 202)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample under the names of nine records; 114 has its leads the other way round.
+
+    Those to learn from have each beat of their first half annotated N.
+    """
+    folder = tmp_path_factory.mktemp("mitdb")
+    for number in (*LEARNED, *REPORTED):
+        text = SAMPLE.with_suffix(".hea").read_text().replace(SAMPLE.name, str(number))
+        if number == 114:
+            text = text.replace(" V1", " V5").replace(" MLII", " V1").replace(" V5", " MLII")
+        (folder / f"{number}.hea").write_text(text)
+        (folder / f"{number}.dat").write_bytes(SAMPLE.with_suffix(".dat").read_bytes())
+        found = library("rdann", str(SAMPLE), "atr")
+        calm = found.sample < (found.sample[-1] // 2 if number in LEARNED else 0)
+        symbols = np.where(calm & ~np.isin(found.symbol, list('+~|"')), "N", found.symbol)
+        library("wrann", str(number), "atr", found.sample, symbols.tolist(), write_dir=str(folder))
+    return folder
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mitbih, "DS1", LEARNED)
+    monkeypatch.setattr(mitbih, "DS2", REPORTED)
+
+
+def beats() -> list[tuple[int, str]]:
+    """Sample and symbol of every beat, as the wfdb package reads them."""
+    found = library("rdann", str(SAMPLE), "atr")
+    return [(s, c) for s, c in zip(found.sample, found.symbol, strict=True) if c not in '+~|"']
+
+
+def test_a_window_is_normal_when_every_beat_in_it_is_annotated_n(root: Path):
+    marks = beats()
+    for number, case in enumerate(mitbih.windows(root, 100)):
+        inside = [c for s, c in marks if 3600 * number <= s < 3600 * (number + 1)]
+        assert len(inside) > 5
+        assert case.abnormal == any(c != "N" for c in inside)
+        assert case.label == " ".join(sorted(set(inside) - {"N"}))
+
+
+def test_the_truth_is_every_sample_from_p_to_t_of_a_beat_that_is_not_n(root: Path):
+    cases = list(mitbih.windows(root, 100))
+    truth = np.concatenate([case.truth for case in cases if case.truth is not None], axis=1)
+    strange = [s for s, c in beats() if c != "N"]
+    for sample in range(truth.shape[1]):
+        near = any(s - 90 <= sample < s + 162 for s in strange)
+        assert truth[:, sample].tolist() == [near, near]
+
+
+def test_windows_follow_one_another_through_the_record(root: Path):
+    whole = read(SAMPLE.with_suffix(".hea"))
+    windows = [case.record.signal for case in mitbih.windows(root, 100)]
+    assert len(windows) == int(whole.duration_s // 10)
+    signal = np.concatenate(windows, axis=1)
+    np.testing.assert_array_equal(signal, whole.signal[:, : signal.shape[1]])
+
+
+def test_leads_stand_in_one_order_whatever_the_file_has(root: Path):
+    usual, turned = (next(iter(mitbih.windows(root, n))).record for n in (100, 114))
+    assert usual.leads == turned.leads == ("II", "V1")
+    np.testing.assert_array_equal(turned.signal, usual.signal[::-1])
+
+
+def test_a_precordial_lead_that_is_not_v1_says_so(root: Path, tmp_path: Path):
+    for ending in (".hea", ".dat", ".atr"):
+        content = (root / f"100{ending}").read_bytes()
+        (tmp_path / f"100{ending}").write_bytes(content.replace(b" V1", b" V5"))
+    record = next(iter(mitbih.windows(tmp_path, 100))).record
+    assert "lead V5 stands as V1" in record.warnings
+
+
+@pytest.mark.usefixtures("few")
+def test_no_patient_is_in_two_sets_and_no_abnormal_window_is_learned_from(root: Path):
+    sets = mitbih.load(root)
+    parts = [sets.train, sets.held_out, sets.calibration, sets.test]
+    patients = [{case.patient for case in part} for part in parts]
+    assert sum(map(len, patients)) == len(set().union(*patients))
+    assert not any(case.abnormal for part in parts[:3] for case in part)
+    assert patients[3] == {"mitbih-100", "mitbih-202"}
+
+
+@pytest.mark.usefixtures("few")
+def test_a_record_of_a_man_who_is_reported_on_is_not_learned_from(root: Path):
+    sets = mitbih.load(root)
+    learned = {c.patient for c in (*sets.train, *sets.held_out, *sets.calibration)}
+    assert learned <= {f"mitbih-{n}" for n in LEARNED} - {"mitbih-201"}
+    assert len(learned) > 3
+
+
+def test_the_division_is_de_chazals():
+    assert len(mitbih.DS1) == len(mitbih.DS2) == 22
+    assert not set(mitbih.DS1) & set(mitbih.DS2)
+    assert not {102, 104, 107, 217} & {*mitbih.DS1, *mitbih.DS2}  # paced
+
+
+def test_a_window_is_prepared_with_both_leads(root: Path):
+    prepared = prepare_case(next(iter(mitbih.windows(root, 100))), mitbih.PREPARATION)
+    assert prepared is not None
+    assert prepared.windows.shape == (1, 2, 1000)
+    assert prepared.usable_leads == 2
+
+
+def test_a_missing_record_is_named_with_where_it_is_published(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"101.hea is not there; .*physionet.org/content/mitdb"):
+        mitbih.load(tmp_path)
