@@ -134,14 +134,12 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def begin(self, z: Tensor) -> None:
-        """Each prototype becomes a token (b, rows, n, d) drawn from those nearest to its place."""
+        """Each prototype becomes a token (b, rows, n, d) drawn from its place."""
         apart = self._everywhere(z)  # (rows n, k)
         self.get_buffer("scale").copy_(z.square().mean().sqrt().clamp(min=1e-6))
         tokens = self.lifted(z).flatten(1, 2)  # (b, rows n, d + 2)
-        where = torch.multinomial((apart == apart.amin(0)).float().T, 1)[:, 0]  # (k,)
-        record = torch.randint(len(z), where.shape, device=z.device)
-        self.get_buffer("prototypes").copy_(tokens[record, where])
-        self.get_buffer("largest").fill_(1)
+        drawn = _draw((apart == apart.amin(0)).T.repeat(1, len(z)))
+        self.get_buffer("prototypes").copy_(tokens.flatten(0, 1)[drawn])
         feature = 1 - tokens @ self.get_buffer("prototypes").T
         self.get_buffer("largest").copy_(feature.max().clamp(min=1e-6))
 
@@ -166,3 +164,13 @@ class Bank(nn.Module):
     def _everywhere(self, z: Tensor) -> Tensor:
         apart = self.get_buffer("apart")
         return apart.expand(z.shape[1], z.shape[2], -1).flatten(0, 1)
+
+
+def _draw(eligible: Tensor) -> Tensor:
+    """An index for each row of `eligible` (k, n), none of them twice while there are others."""
+    free = torch.ones(eligible.shape[1], device=eligible.device)
+    drawn = []
+    for row in eligible:
+        drawn.append(torch.multinomial(row * free, 1))
+        free[drawn[-1]] = 1e-9
+    return torch.cat(drawn)
