@@ -113,7 +113,7 @@ def _margins(
                 x = x[(x >= 0) & (x < len(y))]
                 x = x[~y[x]]
                 fresh, again = x[distance[x] == 0], x[distance[x] > 0]
-                np.add.at(single, (h, step[fresh]), 1)
+                np.add.at(single[h], step[fresh], 1)
                 np.subtract.at(single, (distance[again], step[again]), 1)
                 np.add.at(full, step[again], 1)
                 distance[fresh], distance[again] = h, -1
@@ -122,7 +122,7 @@ def _margins(
 
 
 class Affiliation(NamedTuple):
-    """Chances from 0 to 1. Random alarms reach a precision of 0.5 + share of anomalies squared / 2."""
+    """Chances from 0 to 1; random alarms reach a precision of (1 + share of anomalies²) / 2."""
 
     precision: float  # NaN when nothing was found
     recall: float
