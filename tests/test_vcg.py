@@ -107,7 +107,7 @@ def test_where_the_curve_rests_the_frame_rests():
     t, n, _ = frame(v, 500.0)
     rest = slice(4450, 4700)  # 8.9-9.4 s: between the T wave and the next beat
     assert np.ptp(n[:, rest], axis=1).max() < 1e-12
-    assert np.ptp(t[:, rest], axis=1).max() == 0
+    assert np.ptp(t[:, rest], axis=1).max() < 1e-12
 
 
 # The displacement
