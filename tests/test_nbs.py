@@ -188,3 +188,14 @@ def test_a_learned_profile_tells_damage_better_than_the_last_loss(ecg):
     hit = mask.numpy().ravel() > 0
     by_profile, by_loss = (roc_auc_score(hit, a.numpy().ravel()) for a in (found, last))
     assert by_profile > by_loss + 0.02
+
+
+def test_standardising_uses_all_batches_and_bears_a_blank_lead(x):
+    blank = torch.stack([3 + x[:, 0], 0 * x[:, 1]], 1)
+    model = built()
+    model.warm_up(blank.split(10))
+    torch.testing.assert_close(model.mean[0, 0], blank[:, 0].mean())
+    torch.testing.assert_close(model.deviation[0, 0], blank[:, 0].std(), rtol=1e-3, atol=0)
+    assert model(blank[:2]).map.isfinite().all()
+    with pytest.raises(ValueError, match="no records"):
+        model.warm_up([])

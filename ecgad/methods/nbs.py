@@ -96,7 +96,7 @@ class Model(Detector):
 
     mean: Tensor  # (c, 1) of the training records
     deviation: Tensor  # (c, 1)
-    edge: Tensor  # () mean steepness
+    edge: Tensor  # () mean steepness of training records
     usual: Tensor  # (c, 1, H) running mean of the profiles of training records
     taken: Tensor  # () steps made in all stages
     life: Tensor  # which autoencoder is alive
@@ -213,7 +213,7 @@ class Model(Detector):
         return torch.zeros_like(error)
 
     def edges(self, x: Tensor) -> Tensor:
-        """Steepness of each token, 1 = the mean of the training records, (b, n)."""
+        """Steepness of each token, 1 = the mean of training records, (b, n)."""
         steps = steepness(x / self.deviation.reshape(-1, *[1] * (x.ndim - 2)))
         return self.tokens.split(steps.expand_as(x)).mean(-1) / self.edge
 
@@ -245,21 +245,27 @@ class Model(Detector):
 
     @torch.no_grad()
     def warm_up(self, batches: Iterable[Tensor]) -> None:
-        """Mean and deviation of each channel, mean steepness, and the policy's kinds of tokens.
+        """Mean and deviation of each channel; of the first batch, steepness and kinds of tokens.
 
         Raises `ValueError` for no records.
         """
-        found = list(batches)
-        if not found:
+        n, first = 0, None
+        total = torch.zeros(self.shape[0], 1, dtype=torch.float64, device=self.mean.device)
+        squares = total.clone()
+        for x in batches:
+            first = x if first is None else first
+            rows = x.transpose(0, 1).flatten(1).double()  # (c, b grid)
+            n, total = n + rows.shape[1], total + rows.sum(1, keepdim=True)
+            squares += rows.square().sum(1, keepdim=True)
+        if first is None:
             raise ValueError("no records; their mean and deviation are needed")
-        rows = torch.cat([x.transpose(0, 1).flatten(1) for x in found], 1).double()  # (c, all)
-        self.mean.copy_(rows.mean(1, keepdim=True))
-        deviation = rows.std(1, keepdim=True)
-        floor = 1e-3 * deviation.max() if bool(deviation.any()) else 1.0  # blank leads
+        self.mean.copy_(total / n)
+        deviation = (squares / n - (total / n).square()).clamp_min(0).sqrt()
+        floor = 1e-3 * float(deviation.max()) or 1.0  # a blank lead is not divided by nothing
         self.deviation.copy_(deviation.clamp_min(floor))
-        self.edge.copy_(torch.cat([self.edges(x) for x in found]).mean().clamp_min(1e-6))
+        self.edge.copy_(self.edges(first).mean().clamp_min(1e-6))
         if self.policy is not None:
-            self.policy.meet(self.split(found[0]))
+            self.policy.meet(self.split(first))
 
 
 def _born(size: int, hidden: int, bottleneck: int) -> list[Tensor]:
