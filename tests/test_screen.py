@@ -6,6 +6,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from archive import tiny_model, write_archive, write_record
 
 from ecgad import ReadError, load, read
-from ecgad.bundle import Bundle
+from ecgad.bundle import Bundle, write_card
 from ecgad.read import find
 from ecgad.screen import NothingToScore, counts, folder, schema, screen, strangest, take_shard
 from ecgad.screen.progress import Progress
@@ -120,6 +122,34 @@ def test_the_manifest_counts_and_names_every_source(whole):
     assert manifest["counts"] == counts(table)
     assert set(manifest["seconds"]) == {p.name for p in whole.glob("part-*")}
     assert manifest["started"] <= manifest["ended"]
+
+
+def with_calibration(model, scores, folder):
+    """The same model, calibrated otherwise."""
+    shutil.copytree(model, folder)
+    card = load(model).card
+    write_card(card | {"calibration": dict.fromkeys(card["calibration"], list(scores))}, folder)
+    return folder
+
+
+def test_an_archive_unlike_the_calibration_is_warned_of(model, tmp_path, ecg, capsys):
+    for i, mv in enumerate(ecg(40, seed=8, t=1000)):
+        write_record(tmp_path / "in", f"r{i}", mv)
+    run = partial(screen, tmp_path / "in", workers=1)
+    table = run(tmp_path / "one", model=model)  # its 20 calibration records are too few to tell
+    assert "drift" not in capsys.readouterr().err
+    same = with_calibration(model, table["score"].to_pylist(), tmp_path / "same")
+    far = with_calibration(model, np.arange(40.0) - 1000, tmp_path / "far")
+    run(tmp_path / "two", model=same)
+    assert "drift" not in capsys.readouterr().err
+    run(tmp_path / "three", model=far)
+    said = "drift warning: hardly any record is like the calibration (40 records, 12 of 12 leads)"
+    assert said in capsys.readouterr().err
+    drifts = [folder.read_manifest(tmp_path / name)["drift"] for name in ("one", "two", "three")]
+    assert [d["warns"] for d in drifts] == [False, False, True]
+    assert drifts[2]["words"].startswith(said)
+    assert (drifts[1]["verdict"], drifts[2]["verdict"]) == ("same", "unlike")
+    assert said[1:] in (tmp_path / "three/report.html").read_text()
 
 
 def test_the_strangest_come_first_and_the_unscored_not_at_all(whole):

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ecgad.calibrate import false_alarm_bound
+from ecgad.drift import drift, words
 from ecgad.record import FLAGGED, NOT_ASSESSABLE
 from ecgad.report import DISCLAIMER, decision_words, interval_words, number
 
@@ -29,12 +30,11 @@ if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
 LIGHT = ("record_id", "path", "source_sha256", "format", "quality", "quality_reasons")
-LIGHT += ("score", "p_value", "decision", "error")
+LIGHT += ("score", "p_value", "p_group", "decision", "error")
 SHOWN = ("record_id", "source_sha256", "duration_s", "quality", "score", "p_value", "decision")
 SHOWN += ("intervals",)
 TOP, GROUPS, NAMED = 20, 50, 8  # records on the page, groups of reasons, records named in each
 BINS = 20  # of the histogram
-DRIFT_D, DRIFT_P = 0.1, 0.01  # Kolmogorov-Smirnov: far enough from uniform, and not by chance
 
 
 def write_report(out: Path, *, pages: list[tuple[dict, str]] | None = None) -> Path:
@@ -75,7 +75,7 @@ def facts(out: Path) -> dict[str, Any]:
         "mismatch": _mismatch(manifest, counts),
         "share": share(counts["flagged"], counts["scored"]),
         "histogram": histogram(p, alpha),
-        "drift": drift(p),
+        "drift": drifted(table, state, _sizes(manifest.get("model"))),
         "by": {name: by(table, state, name) for name in ("quality", "format")},
         "failed": reasons(table, state, "failed"),
         "refused": reasons(table, state, "not assessable"),
@@ -141,15 +141,11 @@ def histogram(p: np.ndarray, alpha: float) -> dict[str, Any]:
     }
 
 
-def drift(p: np.ndarray) -> dict[str, Any] | None:
-    """Whether the p-values look uniform, as they do when nothing has changed since calibration."""
-    from scipy.stats import kstest
-
-    if len(p) < 20:
-        return None
-    test = kstest(p, "uniform")
-    d, chance = float(test.statistic), float(test.pvalue)
-    return {"d": d, "p": chance, "warn": d >= DRIFT_D and chance < DRIFT_P, "n": len(p)}
+def drifted(table: Table, state: np.ndarray, sizes: dict[str, int]) -> dict[str, Any]:
+    """Whether the scored records look like those of the calibration, in words."""
+    scored = table.filter(state == "scored")
+    found = drift(scored["p_value"].to_numpy(), scored["p_group"].to_pylist(), sizes)
+    return {"warns": bool(found and found.warns), "words": words(found)}
 
 
 def by(table: Table, state: np.ndarray, column: str) -> list[dict[str, Any]]:
@@ -246,16 +242,19 @@ def _keep(out: Path, pages: list[tuple[dict, str]]) -> None:
 
 def model(card: Any, alpha: float) -> dict[str, Any]:
     """What scored the records, and what its calibration promises."""
-    card = card if isinstance(card, dict) else {"id": card}
-    sizes = {
-        k: n if isinstance(n, int) else len(n) for k, n in (card.get("calibration") or {}).items()
-    }
+    sizes, card = _sizes(card), card if isinstance(card, dict) else {"id": card}
     groups = [
         {"name": k, "n": n, "smallest": 1 / (n + 1), "bound": false_alarm_bound(n, alpha)}
         for k, n in sizes.items()
     ]
     said = [(k, card[k]) for k in ("method", "trained_on", "licence") if card.get(k)]
     return {"id": card.get("id"), "sha256": card.get("sha256"), "said": said, "groups": groups}
+
+
+def _sizes(card: Any) -> dict[str, int]:
+    """How many calibration records each group has."""
+    groups = (card.get("calibration") if isinstance(card, dict) else None) or {}
+    return {k: n if isinstance(n, int) else len(n) for k, n in groups.items()}
 
 
 def _dataset(out: Path) -> Dataset:

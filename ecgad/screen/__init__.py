@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
@@ -86,6 +87,8 @@ def screen(
         _score_parts(out, manifest, home, workers, quiet)
         table = folder.finish(out, manifest)
         _draw(out, table, home, alpha, workers, quiet)
+    if manifest["drift"]["warns"] and not quiet:
+        print(manifest["drift"]["words"], file=sys.stderr)
     return table
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ecgad import __version__
 from ecgad.bundle import Bundle
+from ecgad.drift import drift, words
 from ecgad.screen.rows import VERSION, Row, counts, schema
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def begin(out: Path, planned: Manifest) -> Manifest:
             raise ValueError(f"{out} holds parts, but no manifest.json: take another -o")
         write_manifest(out, planned)
         return planned
-    there = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    there = read_manifest(out)
     changes = [_change(key, there[key], planned[key]) for key in SAME]
     if any(changes):
         raise ValueError(
@@ -145,7 +146,7 @@ def write_part(place: Path, rows: list[Row]) -> None:
 
 
 def finish(out: Path, manifest: Manifest) -> pa.Table:
-    """All parts as one table and as results.csv; the manifest completed with what is in them."""
+    """All parts as one table and as results.csv; completes the manifest with what is in them."""
     table = read_table(out)
     with whole(out / "results.csv") as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -156,8 +157,16 @@ def finish(out: Path, manifest: Manifest) -> pa.Table:
         text.detach()
     for entry, sha256 in zip(manifest["inputs"], table["source_sha256"].to_pylist(), strict=True):
         entry["sha256"] = sha256
-    write_manifest(out, manifest | {"counts": counts(table), "ended": _now()})
+    manifest |= {"counts": counts(table), "drift": _drift(table, manifest), "ended": _now()}
+    write_manifest(out, manifest)
     return table
+
+
+def _drift(table: pa.Table, manifest: Manifest) -> dict[str, Any]:
+    p_values, groups = table["p_value"].to_numpy(), table["p_group"].to_pylist()
+    found = drift(p_values, groups, manifest["model"]["calibration"])
+    said = {"warns": bool(found and found.warns), "words": words(found)}
+    return said | (found._asdict() if found else {})
 
 
 def read_table(out: Path) -> pa.Table:
@@ -172,6 +181,10 @@ def read_table(out: Path) -> pa.Table:
 
 def _as_text(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+
+
+def read_manifest(out: Path) -> Manifest:
+    return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
 
 
 def write_manifest(out: Path, manifest: Manifest) -> None:
