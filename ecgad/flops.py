@@ -184,5 +184,6 @@ mean min norm prod softmax sort std std_mean sum topk var var_mean"""
 _MOVES = """alias clone expand_as flip im2col index_add index_select lift_fresh mH mT masked_select
 movedim new_ones numpy_T one_hot ones_like pad reflection_pad1d reflection_pad2d repeat
 repeat_interleave replication_pad1d replication_pad2d scatter scatter_ scatter_add swapaxes
-tensor_split tril triu unflatten unfold upsample_nearest1d upsample_nearest2d view_as zero_"""
+tensor_split tril triu unflatten unfold upsample_bilinear2d upsample_linear1d upsample_nearest1d
+upsample_nearest2d upsample_trilinear3d view_as zero_"""
 NO_PRODUCT = [f"aten::{name}" for ops in (_ELEMENTS, _REDUCTIONS, _MOVES) for name in ops.split()]

@@ -48,6 +48,13 @@ CAE: dict[str, Any] = {"depth": 2, "width": 16, "kernel": 5, "detail_width": 16,
 CAE |= {"shares": (0.25, 0.25, 0.5), "recordwide": False}
 PROTOTYPES = {"encoder": "raw:20", "prototypes": 32, "local": 48, "steps": 8, "ema": 0.8}
 TABLE = {
+    "knn": Row(
+        ({"encoder": "raw:40"}, {"encoder": "raw:40"}, {"encoder": "raw:8"}),
+        {
+            "encoder": ("raw:7", "raw:7' cannot be made for shape"),
+            "bank": (0, "bank is 0"),
+        },
+    ),
     "mahalanobis": Row(
         ({}, {}, {}),
         {
