@@ -46,7 +46,7 @@ def test_the_mask_is_where_the_record_changed_and_there_is_some(ecg: np.ndarray,
     assert changed >= 4
 
 
-@pytest.mark.parametrize("kind", ["replace", "warp"])
+@pytest.mark.parametrize("kind", ["replace", "warp", "cut_add_paste"])
 def test_local_edits_leave_the_rest_of_the_record_alone(ecg: np.ndarray, kind: str):
     for seed in range(5):
         x, _ = damage(ecg, RATE_HZ, kind, np.random.default_rng(seed))
@@ -67,6 +67,29 @@ def test_a_pasted_stretch_is_ramped_in_and_not_cut(ecg: np.ndarray):
     for seed in range(20):
         x, _ = damage(ecg, RATE_HZ, "replace", np.random.default_rng(seed))
         assert np.abs(np.diff(x, axis=1)).max() < 2 * steepest
+
+
+def test_a_blend_is_made_of_values_of_the_record_and_starts_without_a_cut(ecg: np.ndarray):
+    steepest = np.abs(np.diff(ecg, axis=1)).max()
+    shares = []
+    for seed in range(10):
+        x, _ = damage(ecg, RATE_HZ, "blend", np.random.default_rng(seed))
+        assert (x[6:].max(axis=1) <= ecg[6:].max(axis=1) + 1e-6).all()
+        assert (x[6:].min(axis=1) >= ecg[6:].min(axis=1) - 1e-6).all()
+        assert np.abs(np.diff(x, axis=1)).max() < 2.5 * steepest
+        shares.append((x != ecg).any(axis=0).mean())
+    assert 0.1 < np.mean(shares) < 0.6
+
+
+def test_a_pasted_stretch_carries_a_linear_trend():
+    flat = np.zeros((12, 2500), dtype=np.float32)
+    x, _ = damage(flat, RATE_HZ, "cut_add_paste", np.random.default_rng(0))
+    lead = x[int(np.abs(x).max(axis=1).argmax())]
+    touched = np.flatnonzero(lead)
+    ramp = len(touched) // 8
+    inside = lead[touched[ramp] : touched[-ramp]]
+    np.testing.assert_allclose(np.diff(inside), np.diff(inside).mean(), atol=1e-6)
+    assert 0.02 < np.abs(lead).max() < 0.5  # mV
 
 
 def test_an_st_shift_lies_behind_the_steep_beats_and_not_on_them(ecg: np.ndarray):

@@ -4,8 +4,9 @@ Each edit takes `x` (leads, time) in mV and returns it changed. `damage` keeps t
 only the eight independent leads are edited and III, aVR, aVL, aVF follow from I and II, so that a
 detector cannot live on broken limb-lead laws. The mask is where the record really changed.
 
-The recipes: P1 soft replacement (AnomalyBERT), P4 local time warp, P5 band edit, P6 smoothing,
-P7 energy-gated offset, P8 rhythm, and P9 nuisances, which are no anomaly.
+The recipes: P1 soft replacement (AnomalyBERT), P2 Perlin blend (DRAEM), P3 cut-add-paste
+(CutAddPaste), P4 local time warp, P5 band edit, P6 smoothing, P7 energy-gated offset, P8 rhythm,
+and P9 nuisances, which are no anomaly. P2 and P3 paste from the record itself, elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 from scipy.signal import butter, sosfiltfilt
+
+from ecgad.parts.synthesis.perlin import perlin
 
 Edit = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
@@ -30,6 +33,27 @@ def replace(x: np.ndarray, rate_hz: float, rng: np.random.Generator) -> np.ndarr
     piece = x[:, source : source + length] * rng.choice([-1, 1])
     piece = piece[:, ::-1] if rng.random() < 0.5 else piece
     return _paste(x, piece, start, weight=0.7, rows=_some_leads(len(x), rng))
+
+
+def blend(x: np.ndarray, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
+    """P2: where Perlin noise of 2-32 cells is high, another time shines through by 0.2-1."""
+    cells = 2 ** int(rng.integers(1, 6))
+    noise = perlin(np.linspace(0, cells, x.shape[1])[:, None], [cells], rng)
+    noise = (noise - noise.min()) / np.ptp(noise)
+    soft = np.clip((noise - rng.uniform(0.5, 0.8)) / 0.1, 0, 1)  # no cut at the border
+    mirrored = np.concatenate([x, x[:, ::-1]], axis=1)  # repeats without a seam
+    shift = int(rng.integers(x.shape[1] // 8, 15 * x.shape[1] // 8))
+    other = np.roll(mirrored, shift, axis=1)[:, : x.shape[1]]
+    return x + rng.uniform(0.2, 1) * soft * _some_leads(len(x), rng) * (other - x)
+
+
+def cut_add_paste(x: np.ndarray, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
+    """P3: a stretch of 2-15 % cut elsewhere, pasted with a linear trend of up to 0.4 mV added."""
+    start, length = _stretch(x.shape[1], 0.02, 0.15, rng)
+    source = int(rng.integers(x.shape[1] - length))
+    trend = rng.uniform(-0.4, 0.4) * np.linspace(-0.5, 0.5, length)
+    piece = x[:, source : source + length] + trend
+    return _paste(x, piece, start, weight=1.0, rows=_some_leads(len(x), rng))
 
 
 def warp(x: np.ndarray, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
@@ -79,6 +103,7 @@ def rhythm(x: np.ndarray, rate_hz: float, rng: np.random.Generator) -> np.ndarra
 DAMAGE: dict[str, Edit] = {
     "replace": replace, "warp": warp, "band": band,
     "smooth": smooth, "st_shift": st_shift, "rhythm": rhythm,
+    "blend": blend, "cut_add_paste": cut_add_paste,
 }  # fmt: skip
 
 
