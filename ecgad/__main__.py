@@ -147,7 +147,7 @@ def train(
         root: Folder that holds the benchmark's files.
         name: The model's name; that of the method if absent.
     """
-    from ecgad.evaluate import load_benchmark, trained
+    from ecgad.evaluate import load_sets, trained
     from ecgad.learn import train as learn
     from ecgad.train import Budget
 
@@ -155,12 +155,9 @@ def train(
     if root is not None:
         if steps is not None:
             raise ValueError(f"--steps {steps}: the steps of a benchmark are part of it")
-        if len(sets := load_benchmark(data, root)) > 1:
-            parts = ", ".join(f"{data}/{one.name}" for one in sets)
-            raise ValueError(f"{data} is several benchmarks; one of {parts} is needed")
         bundle = trained(
-            method, sets[0], seed, out, id=name, settings=_fields(settings), device=device,
-            report=tell,
+            method, load_sets(data, root), seed, out, id=name, settings=_fields(settings),
+            device=device, report=tell,
         )  # fmt: skip
     else:
         records = list(_readable([data], quiet))

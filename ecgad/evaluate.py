@@ -122,6 +122,15 @@ def load_benchmark(name: str, root: Path) -> list[Sets]:
     return [sets for sets in folds if not part or sets.name == part]
 
 
+def load_sets(name: str, root: Path) -> Sets:
+    """As `load_benchmark`, of a benchmark that is one or of one part of it; else `ValueError`."""
+    folds = load_benchmark(name, root)
+    if len(folds) > 1:
+        parts = ", ".join(f"{name}/{sets.name}" for sets in folds)
+        raise ValueError(f"{name} is several benchmarks; name one of {parts}")
+    return folds[0]
+
+
 def trained(
     name: str,
     sets: Sets,

@@ -22,7 +22,7 @@ from ecgad.benchmarks import (
     split,
     twelve_lead,
 )
-from ecgad.evaluate import load_benchmark, prepare_case
+from ecgad.evaluate import load_benchmark, load_sets, prepare_case
 from ecgad.prepare.signal import Preparation
 from ecgad.record import LEADS, Record
 
@@ -236,5 +236,8 @@ def test_damage_is_the_same_each_time(root: Path, damaged: Sets):
 def test_one_part_of_a_benchmark_is_had_by_its_name(root: Path):
     assert [s.name for s in load_benchmark("twelve_lead", root)] == list(twelve_lead.SOURCES)
     assert [s.name for s in load_benchmark("twelve_lead/ludb", root)] == ["ludb"]
+    assert load_sets("twelve_lead/ludb", root).name == "ludb"
     with pytest.raises(ValueError, match="no part 'lud'; there are ludb, cpsc2018"):
         load_benchmark("twelve_lead/lud", root)
+    with pytest.raises(ValueError, match="several benchmarks; name one of twelve_lead/ludb, "):
+        load_sets("twelve_lead", root)
