@@ -74,7 +74,7 @@ class Config:
         for name in ("depth", "width", "detail_width", "cross_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if self.kernel < 1 or self.kernel % 2 == 0 or (self.envelope and self.envelope % 2 == 0):
+        if self.kernel < 1 or self.kernel % 2 == 0 or self.envelope % 2 != (self.envelope > 0):
             raise ValueError(
                 f"kernel is {self.kernel}, envelope {self.envelope}; each has a middle sample, "
                 "so it is odd (or no envelope: 0)"
@@ -180,7 +180,7 @@ class Model(Detector):
     @torch.no_grad()
     def warm_up(self, batches: Iterable[Tensor]) -> None:
         """The deviations of I and I' over the training normals, channel by channel."""
-        count, total, square = 0, 0.0, 0.0
+        count, total, square = 0, torch.zeros(()), torch.zeros(())
         for x in batches:
             v = _with_slopes(x).double().transpose(0, 1).flatten(1)  # (views, b places)
             count, total, square = count + v.shape[1], total + v.sum(1), square + v.square().sum(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -75,24 +75,22 @@ def initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def conv(axes: int) -> type[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+def conv(axes: int) -> Callable[..., nn.Module]:
     """The convolution over a grid of 1, 2 or 3 axes; `ValueError` for any other number."""
     return _of_axes(axes, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def conv_transpose(
-    axes: int,
-) -> type[nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d]:
+def conv_transpose(axes: int) -> Callable[..., nn.Module]:
     """The transposed convolution over a grid of 1, 2 or 3 axes; else `ValueError`."""
     return _of_axes(axes, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def average_pool(axes: int) -> type[nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d]:
+def average_pool(axes: int) -> Callable[..., nn.Module]:
     """The moving mean over a grid of 1, 2 or 3 axes; else `ValueError`."""
     return _of_axes(axes, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
-def _of_axes(axes: int, *kinds: Any) -> Any:
+def _of_axes(axes: int, *kinds: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     if not 1 <= axes <= len(kinds):
         raise ValueError(f"a convolution over {axes} axes; torch has them over 1, 2 and 3")
     return kinds[axes - 1]
