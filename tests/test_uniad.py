@@ -1,0 +1,232 @@
+"""What is particular to UniAD: who may look at whom, queries, noise, and the residual as map."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecgad import methods
+from ecgad.methods.uniad import Config, DecoderLayer, EncoderLayer, Model, neighbours, sinusoids
+from ecgad.parts import encoders
+
+SMALL = {"width": 12, "heads": 3, "mlp_ratio": 2, "encoder_depth": 1, "decoder_depth": 1}
+GRIDS = [((9,), (3,)), ((9,), (4,)), ((5, 7), (3, 5)), ((5, 7), (2, 2)), ((3, 4, 5), (1, 3, 3))]
+
+
+def model(shape: tuple[int, ...] = (2, 50), **settings) -> Model:
+    """By default 10 tokens of 5 samples of 2 leads; not trained."""
+    torch.manual_seed(0)
+    made = methods.build("uniad", shape, SMALL | {"encoder": "raw:5", "window": (3,)} | settings)
+    assert isinstance(made, Model)
+    return made.eval()
+
+
+def reach(function, tokens: Tensor) -> Tensor:
+    """True where token i of the result depends on token j of (1, n, d): (n, n)."""
+    slope = torch.autograd.functional.jacobian(lambda z: function(z[None])[0], tokens[0])
+    return torch.as_tensor(slope).abs().sum((1, 3)) > 0
+
+
+# The mask
+
+
+@pytest.mark.parametrize(("grid", "window"), GRIDS)
+def test_the_mask_hides_what_is_within_half_a_window_on_every_axis(grid, window):
+    places = list(itertools.product(*map(range, grid)))
+    naive = [
+        [all(abs(a - b) <= w // 2 for a, b, w in zip(i, j, window, strict=True)) for j in places]
+        for i in places
+    ]
+    assert neighbours(grid, window).tolist() == naive
+
+
+def test_the_papers_window_hides_49_of_196_places_in_the_middle_and_16_in_a_corner():
+    hidden = neighbours((14, 14), (7,)).sum(1).reshape(14, 14)
+    assert (hidden[7, 7], hidden[0, 0], hidden[13, 0]) == (49, 16, 16)
+    assert hidden.sum().item() / 196**2 == pytest.approx(0.19, abs=0.005)
+
+
+def test_no_window_hides_nothing():
+    assert not neighbours((4, 4), ()).any()
+
+
+@pytest.mark.parametrize("side", range(2, 12))
+def test_a_window_is_refused_just_when_it_leaves_some_token_nothing_to_see(side):
+    most = 2 * math.ceil((side - 1) / 2) - 1  # window // 2 < ceil((side - 1) / 2)
+    assert not neighbours((side,), (most,)).all(1).any()
+    with pytest.raises(ValueError, match="hides all tokens"):
+        neighbours((side,), (most + 1,))
+    neighbours((side, 3 + side), (most + 1,))  # what one axis hides another shows
+
+
+@pytest.mark.parametrize("window", [(3, 3), (0,), (-1,)])
+def test_a_window_that_is_none_is_refused(window):
+    with pytest.raises(ValueError, match="does not fit the tokens"):
+        neighbours((9,), window)
+
+
+# Who sees whom
+
+
+@pytest.mark.parametrize(("shape", "size"), [((2, 50), 5), ((1, 20, 20), 4)])
+def test_one_decoder_layer_rebuilds_each_token_from_those_outside_its_window(shape, size):
+    uniad = model(shape, encoder=f"raw:{size}", encoder_depth=0)
+    f = torch.randn(1, uniad.encoder.n, uniad.enter.in_features)
+    assert torch.equal(reach(uniad.rebuild, f), ~uniad.get_buffer("mask"))
+
+
+def test_a_second_layer_lets_every_token_come_back_over_a_distant_one():
+    uniad = model()
+    assert reach(uniad.rebuild, torch.randn(1, 10, uniad.enter.in_features)).all()
+
+
+def test_the_encoder_sees_itself_through_the_sum_and_neighbours_not_at_all():
+    uniad = model()
+    mask, p, layer = uniad.get_buffer("mask"), uniad.position(), uniad.encoding[0]
+    seen = reach(lambda z: layer(z, p, mask), torch.randn(1, 10, 12))
+    assert torch.equal(seen, ~mask | torch.eye(10, dtype=torch.bool))
+
+
+# The layers
+
+
+def test_an_encoder_layer_equals_torch_with_norms_last():
+    mine = EncoderLayer(Config(width=12, heads=3, mlp_ratio=2)).eval()
+    its = nn.TransformerEncoderLayer(12, 3, 24, activation="relu", batch_first=True).eval()
+    names = {
+        "norms.0": "norm1", "norms.1": "norm2", "attention.out": "self_attn.out_proj",
+        "mlp.0": "linear1", "mlp.3": "linear2",
+    }  # fmt: skip
+    for ours, theirs in names.items():
+        its.get_submodule(theirs).load_state_dict(mine.get_submodule(ours).state_dict())
+    parts = (mine.attention.q, mine.attention.k, mine.attention.v)
+    its.self_attn.in_proj_weight.data = torch.cat([part.weight for part in parts])
+    its.self_attn.in_proj_bias.data = torch.cat([part.bias for part in parts])
+    z, mask = 3 + torch.randn(2, 7, 12), neighbours((7,), (3,))
+    torch.testing.assert_close(mine(z, torch.zeros(7, 12), mask), its(z, src_mask=mask))
+
+
+def test_positions_decide_where_to_look_and_are_not_what_is_seen():
+    z, (first, second) = torch.randn(1, 4, 12), (model().decoding[0] for _ in range(2))
+    nn.init.zeros_(first.get_parameter("refine.out.weight"))  # looks once only, then the other once
+    nn.init.zeros_(second.get_parameter("look.out.weight"))
+    one_in_sight = torch.eye(4, dtype=torch.bool).roll(1, 1).logical_not()
+    all_in_sight = torch.zeros(4, 4, dtype=torch.bool)
+    for call in (
+        lambda p, mask: model().encoding[0](z, p, mask),
+        lambda p, mask: first(z.flip(1), z, z.roll(1, 1), p, mask),
+        lambda p, mask: second(z.flip(1), z, z.roll(1, 1), p, mask),
+    ):
+        places = [torch.zeros(4, 12), 2 * torch.randn(4, 12)]
+        torch.testing.assert_close(*(call(p, one_in_sight) for p in places))
+        assert not torch.allclose(*(call(p, all_in_sight) for p in places))
+
+
+def test_the_decoder_begins_with_its_queries_and_not_with_what_it_is_given():
+    uniad = model(encoder_depth=1)
+    for attention in ("look", "refine"):
+        nn.init.zeros_(uniad.get_parameter(f"decoding.0.{attention}.out.weight"))
+    one, other = (uniad.rebuild(torch.randn(1, 10, uniad.enter.in_features)) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_the_second_attention_of_a_decoder_layer_looks_at_the_layer_before():
+    layer, p = DecoderLayer(Config(width=12, heads=3)).eval(), torch.zeros(4, 12)
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    query, memory, before = torch.randn(3, 1, 4, 12)
+    nn.init.zeros_(layer.look.out.weight)
+    assert torch.equal(layer(query, memory, before, p, mask), layer(query, before, before, p, mask))
+    assert not torch.allclose(
+        layer(query, memory, before, p, mask), layer(query, memory, memory, p, mask)
+    )
+
+
+# Queries and positions
+
+
+@pytest.mark.parametrize(("queries", "alike"), [("shared", True), ("position", False)])
+def test_a_shared_query_knows_of_its_place_by_the_sinusoids_alone(queries, alike):
+    uniad = model(queries=queries, window=(1,))  # hides itself: the same in any order
+    for table in [*uniad.axes, *(v for k, v in uniad.named_buffers() if k == "waves")]:
+        table.data.zero_()
+    f, order = torch.randn(1, 10, uniad.enter.in_features), torch.randperm(10)
+    same = torch.allclose(uniad.rebuild(f[:, order]), uniad.rebuild(f)[:, order], atol=1e-5)
+    assert same == alike
+
+
+def test_sinusoids_follow_the_formula():
+    table = sinusoids(6, 8)
+    for at, k in itertools.product(range(6), range(4)):
+        angle = at / 10_000 ** (2 * k / 8)
+        assert table[at, 2 * k].item() == pytest.approx(math.sin(angle), abs=1e-6)
+        assert table[at, 2 * k + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+@pytest.mark.parametrize("queries", ["shared", "position"])
+def test_the_position_of_a_picture_s_token_is_its_row_s_beside_its_column_s(queries):
+    uniad = model((1, 12, 20), encoder="raw:4", queries=queries)
+    rows, columns = list(uniad.axes) or [sinusoids(side, 6) for side in (3, 5)]
+    for token, (i, j) in enumerate(itertools.product(range(3), range(5))):
+        assert torch.equal(uniad.position()[token], torch.cat([rows[i], columns[j]]))
+
+
+def test_a_width_that_axes_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="width 6 cannot be shared by 2 axes: .* multiple of 4"):
+        model((1, 20, 20), width=6)
+
+
+# Noise, loss and map
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.21])
+def test_noise_has_its_share_of_each_tokens_length_in_training_and_is_off_after(ratio):
+    uniad = model(jitter=ratio, shape=(40, 50))  # C = 200
+    f = torch.randn(200, 10, 200) * torch.tensor([0.1, 10.0]).repeat(5)[:, None]
+    assert uniad.jittered(f) is f
+    noise = uniad.train().jittered(f) - f
+    share = (noise.norm(dim=-1) / f.norm(dim=-1)).mean(0)  # of tokens weak and strong
+    torch.testing.assert_close(share, torch.full((10,), ratio), rtol=0.03, atol=0)
+
+
+def test_the_loss_asks_for_the_clean_features():
+    uniad, x = model(), torch.randn(3, 2, 50)
+    uniad.jittered = lambda f: f + 1  # type: ignore
+    f = uniad.features(x)
+    torch.testing.assert_close(uniad.loss(x), (uniad.rebuild(f + 1) - f).square().mean())
+
+
+def test_the_map_is_the_length_of_what_a_token_differs_by():
+    uniad, x = model(), torch.randn(1, 2, 50)
+    change = torch.zeros(1, 10, 10)
+    change[0, 4, :2] = torch.tensor([3.0, -4.0])
+    uniad.rebuild = lambda f: f + change  # type: ignore
+    found = uniad(x).map[0, 0]
+    assert found[22] == pytest.approx(5)  # the middle of samples 20 .. 24
+    assert found[:18].max() == found[27:].max() == 0
+
+
+# What it stands on
+
+
+def test_features_are_all_layers_of_each_token_standardised_with_normals():
+    uniad, x = model((2, 60), encoder="mmae:10:8:3:2"), 3 + torch.randn(50, 2, 60)
+    uniad.warm_up(iter(x.split(20)))
+    f = uniad.features(x)
+    assert f.shape == (50, 6, 2 * 8)
+    torch.testing.assert_close(f.mean(0), torch.zeros(6, 16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(f.square().mean((0, 1)), torch.ones(16), rtol=0.01, atol=0)
+    assert torch.equal(f[:, :, 8:], uniad.encoder(x)[:, 1])
+
+
+def test_a_learned_encoder_comes_as_it_is_and_leaves_its_structure_in_the_settings():
+    shape = (12, 1000)
+    uniad = methods.build("uniad", shape, SMALL | {"encoder": "mmae-12lead"})
+    learned = encoders.build("mmae-12lead", shape).state_dict()
+    mine = uniad.get_submodule("encoder").state_dict()
+    assert all(torch.equal(mine[name], value) for name, value in learned.items())
+    assert isinstance(uniad, Model)
+    assert uniad.config.encoder.startswith("mmae:10:")
