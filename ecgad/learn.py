@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ecgad import __version__
-from ecgad.bundle import SCHEMA, Bundle, evidence, group_name
+from ecgad.bundle import SCHEMA, Bundle, evidence
 from ecgad.calibrate import Calibration
-from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, Prepared, prepare
+from ecgad.recalibrate import calibration_scores, usable
 from ecgad.record import LEADS, Record
-from ecgad.score import Rule, features, fit_rule, row_validity, score
+from ecgad.score import Rule, fit_rule, row_validity
 from ecgad.train import Budget, Progress, fit
 
 if TYPE_CHECKING:
@@ -75,20 +75,20 @@ def train(
     """
     preparation = preparation or Preparation()
     records = list(records)
-    usable = [(r, p) for r in records if (p := _usable(r, preparation)) is not None]
-    if len(usable) < 20:
+    kept = [(r, p) for r in records if (p := usable(r, preparation)) is not None]
+    if len(kept) < 20:
         raise ValueError(
-            f"{len(usable)} of {len(records)} records can be judged; training needs at least 20, "
+            f"{len(kept)} of {len(records)} records can be judged; training needs at least 20, "
             "and a calibration at alpha 0.05 about 100"
         )
-    order = np.random.default_rng(seed).permutation(len(usable))
+    order = np.random.default_rng(seed).permutation(len(kept))
     calibration, held_out, rest = np.split(order, [len(order) // 5, 3 * len(order) // 10])
     normals = Normals(
-        train=[usable[i][1] for i in rest],
-        held_out=[usable[i][1] for i in held_out],
-        calibration=[usable[i][1] for i in calibration],
-        probe=[usable[i][0] for i in held_out],
-        card={"records": len(usable), "left_out": len(records) - len(usable), "licence": "unknown"},
+        train=[kept[i][1] for i in rest],
+        held_out=[kept[i][1] for i in held_out],
+        calibration=[kept[i][1] for i in calibration],
+        probe=[kept[i][0] for i in held_out],
+        card={"records": len(kept), "left_out": len(records) - len(kept), "licence": "unknown"},
     )
     return learn(
         method, normals, seed=seed, settings=settings, preparation=preparation, budget=budget,
@@ -167,25 +167,14 @@ def calibrate(
     use: tuple[str, ...],
     seed: int,
 ) -> tuple[Rule, dict[str, list[float]]]:
-    """The rule from the held-out normals, and the calibration scores by number of usable leads.
-
-    For "11 of 12 leads" and so on, the calibration records are scored again with that many leads,
-    drawn by chance for each record, blanked.
-    """
+    """The rule from the held-out normals, and the calibration scores by number of usable leads."""
     smooth = SMOOTH_S * preparation.rate_hz
     found = [evidence(run, p) for p in normals.held_out]
     valids = [
         row_validity(p.valid, len(m)) for p, (m, _) in zip(normals.held_out, found, strict=True)
     ]
     rule = fit_rule([m for m, _ in found], valids, [w for _, w in found], whole, use, smooth)
-    rng = np.random.default_rng((seed, 1))
-    groups: dict[str, list[float]] = {}
-    for missing in range(len(preparation.leads) - preparation.min_leads + 1):
-        for prepared in normals.calibration:
-            blanked = _blank(prepared, missing, rng)
-            map, w = evidence(run, blanked)
-            row = features(map, row_validity(blanked.valid, len(map)), w, whole)
-            groups.setdefault(group_name(blanked), []).append(score(row, rule))
+    groups = calibration_scores(run, normals.calibration, preparation, whole, rule, seed)
     return rule, groups
 
 
@@ -224,17 +213,6 @@ def prepared_windows(prepared: Iterable[Prepared]) -> np.ndarray:
     return np.concatenate([p.windows for p in prepared])
 
 
-def _usable(record: Record, preparation: Preparation) -> Prepared | None:
-    assessment = assess(record)
-    if assessment.quality.grade == "reject":
-        return None
-    try:
-        prepared = prepare(record, preparation, assessment.usable)
-    except ValueError:
-        return None
-    return prepared if prepared.usable_leads == len(preparation.leads) else None
-
-
 def _build(
     build: Callable, method: str, preparation: Preparation, settings: Mapping | None, seed: int
 ) -> Detector:
@@ -243,14 +221,6 @@ def _build(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build(method, preparation.shape, settings)
-
-
-def _blank(prepared: Prepared, missing: int, rng: np.random.Generator) -> Prepared:
-    """`missing` leads of a prepared record as if they had not been recorded."""
-    rows = rng.choice(len(prepared.valid), missing, replace=False)
-    windows, valid = prepared.windows.copy(), prepared.valid.copy()
-    windows[:, rows], valid[rows] = 0, False
-    return replace(prepared, windows=windows, valid=valid)
 
 
 def _card(

@@ -20,6 +20,7 @@ LAYERS = [  # a module imports from earlier rows, never from its own or a later 
     {"benchmarks"},
     {"score", "calibrate", "drift", "train", "flops", "metrics", "ranges", "export"},
     {"bundle"},
+    {"recalibrate"},
     {"learn", "tabulate"},
     {"evaluate"},
     {"report"},

@@ -1,0 +1,118 @@
+"""Another calibration for a trained model, from a site's own presumed normals; no training.
+
+The model, its preparation and its rule stay; only the scores that p-values are counted among are
+taken anew. So a score means what it meant, and the false-alarm rate holds where the records come
+from: for records that are exchangeable with the given ones, which therefore should be 200 to 500
+of different patients, taken without looking at the scores. Needs ONNX Runtime, not torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ecgad.bundle import Bundle, evidence, group_name
+from ecgad.calibrate import Calibration
+from ecgad.export import Run
+from ecgad.prepare.quality import assess
+from ecgad.prepare.signal import Preparation, Prepared, prepare
+from ecgad.read import find, read
+from ecgad.record import ReadError, Record
+from ecgad.score import Rule, features, row_validity, score
+
+FEWEST = 19  # records: with fewer, no p-value is 0.05 or less
+
+
+def recalibrated(bundle: Bundle, records: Iterable[Record]) -> Bundle:
+    """`bundle` with the calibration that `records` give; what it had is kept in its card.
+
+    Records that lack a lead of the model or cannot be judged are left out, and counted in the
+    card. Raises `ValueError` when fewer than 19 are left.
+    """
+    given = [(record.source_sha256, usable(record, bundle.preparation)) for record in records]
+    taken = [prepared for _, prepared in given if prepared is not None]
+    if len(taken) < FEWEST:
+        raise ValueError(
+            f"{len(taken)} of {len(given)} records to calibrate with can be judged on all leads; "
+            f"needed are at least {FEWEST}, and 200 to 500 for a rate that holds"
+        )
+    groups = calibration_scores(
+        bundle.run, taken, bundle.preparation, tuple(bundle.card["whole"]), bundle.rule, seed=0
+    )
+    note = {
+        "from": bundle.sha256,
+        "records": len(taken),
+        "left_out": len(given) - len(taken),
+        "fingerprint": fingerprint(sha256 for sha256, _ in given),
+        "calibration": bundle.card["calibration"],
+    }
+    card = bundle.card | {
+        "id": f"{bundle.id}-site",
+        "calibration": Calibration.from_json(groups).to_json(),
+        "recalibrated": note,
+    }
+    return Bundle(card, bundle.run)
+
+
+def readable(
+    paths: str | Path | Iterable[str | Path], tell: Callable[[str], None]
+) -> Iterator[Record]:
+    """The records at `paths` that can be read; of the others `tell` hears why."""
+    for place in find(paths):
+        try:
+            yield read(place)
+        except ReadError as error:
+            tell(f"left out: {error}")
+
+
+def usable(record: Record, preparation: Preparation) -> Prepared | None:
+    """The record as the model sees it, if it can be judged on all leads."""
+    assessment = assess(record)
+    if assessment.quality.grade == "reject":
+        return None
+    try:
+        prepared = prepare(record, preparation, assessment.usable)
+    except ValueError:
+        return None
+    return prepared if prepared.usable_leads == len(preparation.leads) else None
+
+
+def calibration_scores(
+    run: Run,
+    normals: Sequence[Prepared],
+    preparation: Preparation,
+    whole: tuple[str, ...],
+    rule: Rule,
+    seed: int,
+) -> dict[str, list[float]]:
+    """The scores of `normals` by number of usable leads.
+
+    For "11 of 12 leads" and so on, the records are scored again with that many leads, drawn by
+    chance for each record, blanked.
+    """
+    rng = np.random.default_rng((seed, 1))
+    groups: dict[str, list[float]] = {}
+    for missing in range(len(preparation.leads) - preparation.min_leads + 1):
+        for prepared in normals:
+            blanked = _blank(prepared, missing, rng)
+            map, w = evidence(run, blanked)
+            row = features(map, row_validity(blanked.valid, len(map)), w, whole)
+            groups.setdefault(group_name(blanked), []).append(score(row, rule))
+    return groups
+
+
+def fingerprint(sources: Iterable[str]) -> str:
+    """sha256 over the checksums of records, in their order."""
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()
+
+
+def _blank(prepared: Prepared, missing: int, rng: np.random.Generator) -> Prepared:
+    """`missing` leads of a prepared record as if they had not been recorded."""
+    rows = rng.choice(len(prepared.valid), missing, replace=False)
+    windows, valid = prepared.windows.copy(), prepared.valid.copy()
+    windows[:, rows], valid[rows] = 0, False
+    return replace(prepared, windows=windows, valid=valid)
