@@ -29,6 +29,17 @@ logarithms about their running mean of each lead and state. The autoencoder is a
 without the paper's skip connection, which invites the identity. The map is -log(1 - p) of a token
 and lead, which does not saturate. Left out: the moves of the 9-action sampler (draws replace them),
 the fused MAE/variance/Sobel image channel, and, unless `lives` > 1, the resets of the autoencoder.
+
+Measured at equal budget (`tests/bench_sampling.py`: 300 steps, 3 seeds, 60 windows of sample
+records to learn from, 30 of other patients to judge): no sampler beats uniform draws beyond noise;
+the profile is what works. AUROC of places, mean and deviation over the seeds:
+
+    sampler   damage of taught kinds (by the last loss alone)   shuffled stretch   CPU seconds
+    uniform   0.830 +- 0.018 (0.609)                            0.615 +- 0.014      9.9
+    loss      0.842 +- 0.002 (0.612)                            0.600 +- 0.019      9.0
+    policy    0.839 +- 0.012 (0.603)                            0.583 +- 0.015     15.4
+
+`policy` is the default because it is the published method.
 """
 
 from __future__ import annotations
@@ -65,7 +76,7 @@ class Config:
     hidden: int = 128  # width of the layer on either side of it
     rounds: int = 10  # H: states of the autoencoder in a profile; the paper's buffer
     growth: float = 1.5  # ratio of the steps of two kept states: ten reach back to 1/38 of all
-    sampler: str = "policy"  # or "uniform", or "loss"
+    sampler: str = "policy"  # the paper's; or "uniform", or "loss", see above
     share: float = 0.25  # of a record's tokens that are drawn each step
     exponent: float = 0.6  # of the loss, for sampler "loss"; prioritised replay
     entropy: float = 0.01  # weight of the policy's entropy
