@@ -45,7 +45,7 @@ REBUILT = {
 }  # fmt: skip
 LINE, SQUARE = {"segment": (40,)}, {"segment": (8, 8)}
 CAE: dict[str, Any] = {"depth": 2, "width": 16, "kernel": 5, "detail_width": 16, "cross_width": 8}
-CAE |= {"shares": (0.25, 0.25, 0.5), "recordwide": False}
+CAE |= {"shares": (0.2, 0.2, 0.6), "recordwide": False}
 PROTOTYPES = {"encoder": "raw:20", "prototypes": 32, "local": 48, "steps": 8, "ema": 0.8}
 TABLE = {
     "knn": Row(
@@ -122,7 +122,7 @@ TABLE = {
             "shares": ((0.5, 0.6, 0.1), r"shares are \(0.5, 0.6, 0.1\)"),
             "depth": (0, "depth is 0"),
         },
-        400,
+        600,
     ),
 }
 
