@@ -17,7 +17,6 @@ from cyclopts import App, CycloptsError, Parameter
 from ecgad import __version__
 
 if TYPE_CHECKING:
-    from ecgad.record import Record
     from ecgad.train import Progress
 
 OK, NOTHING, USAGE, STOPPED = 0, 1, 2, 130
@@ -57,6 +56,7 @@ def screen(
     workers: int | None = None,
     shard: str | None = None,
     engine: str = "local",
+    recalibrate: str | None = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -70,19 +70,22 @@ def screen(
         workers: Processes; one a core if absent.
         shard: i/n: every n-th record from the i-th on, to share an archive between machines.
         engine: Where the processes run; "local" is here.
+        recalibrate: Folder or list of this site's own records taken as normal, 200 to 500: p-values
+            are then counted among them.
     """
+    from ecgad.report.terminal import screening
     from ecgad.screen import counts, strangest
     from ecgad.screen import screen as run
 
     table = run(
         paths, out, model=model, alpha=alpha, workers=workers, shard=shard, engine=engine,
-        quiet=quiet,
+        recalibrate=recalibrate, quiet=quiet,
     )  # fmt: skip
     found, report = counts(table), out / "report.html"
     if as_json:
         _print_json({"counts": found, "report": str(report), "results": str(out / "results.csv")})
     elif not quiet:
-        _show_screening(strangest(table, 10), found, report)
+        _print(*screening(strangest(table, 10), found, report))
     return OK if found["scored"] else NOTHING
 
 
@@ -149,6 +152,7 @@ def train(
     """
     from ecgad.evaluate import load_sets, trained
     from ecgad.learn import train as learn
+    from ecgad.recalibrate import readable
     from ecgad.train import Budget
 
     tell = (lambda words: None) if quiet else _say
@@ -160,7 +164,7 @@ def train(
             device=device, report=tell,
         )  # fmt: skip
     else:
-        records = list(_readable([data], quiet))
+        records = list(readable(data, tell))
         out.mkdir(parents=True, exist_ok=True)
         checkpoint = out / "checkpoint.pt"
         if checkpoint.exists():
@@ -331,23 +335,10 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {error} (--debug shows where)"
 
 
-def _readable(paths: list[str], quiet: bool) -> Iterable[Record]:
-    """The records that can be read; the others are named."""
-    from ecgad.read import find, read
-    from ecgad.record import ReadError
-
-    for place in find(paths):
-        try:
-            yield read(place)
-        except ReadError as error:
-            if not quiet:
-                _say(f"left out: {error}")
-
-
 def _fields(settings: list[str] | None) -> dict[str, str]:
     pairs = [setting.partition("=") for setting in settings or ()]
     for name, equals, value in pairs:
-        if not (name and equals and value):
+        if not (name and equals):
             raise ValueError(f"--set {name}{equals}{value}: needed is field=value, as in width=32")
     return {name: value for name, _, value in pairs}
 
@@ -363,14 +354,6 @@ def _training() -> Callable[[Progress], None]:
     from ecgad.evaluate import progress_line
 
     return lambda progress: _say(progress_line(progress))
-
-
-def _show_screening(top: list[dict[str, Any]], found: dict[str, int], report: Path) -> None:
-    from ecgad.report.terminal import summary_lines, summary_table
-
-    if top:
-        _print(summary_table(top), "")
-    _print(summary_lines(found), f"report: {report}")
 
 
 def _print(*parts: Any) -> None:

@@ -79,6 +79,7 @@ def facts(out: Path) -> dict[str, Any]:
         "by": {name: by(table, state, name) for name in ("quality", "format")},
         "failed": reasons(table, state, "failed"),
         "refused": reasons(table, state, "not assessable"),
+        "site": site(manifest.get("recalibrated")),
         "top": top(dataset, table, state, out, alpha),
         "model": model(manifest.get("model"), alpha),
         "disclaimer": DISCLAIMER,
@@ -225,6 +226,18 @@ def _shown(row: dict, out: Path, alpha: float) -> dict[str, Any]:
         "quality": row["quality"],
         "page": Markup(file.read_text(encoding="utf-8")) if file.is_file() else None,
     }
+
+
+def site(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Flagged shares under the site's calibration, that of the rows, and the model's own."""
+    if not found:
+        return None
+    names = {"flagged": "records of this site", "flagged_before": "the model's own"}
+    rows = [
+        {"name": name, "flagged": found[key], "share": share(found[key], found["scored"])}
+        for key, name in names.items()
+    ]
+    return {"rows": rows, "records": found["records"], "left_out": found["left_out"]}
 
 
 def page_file(out: Path, row: dict) -> Path:

@@ -14,6 +14,8 @@ from ecgad.record import FLAGGED, Result
 from ecgad.report import DISCLAIMER, decision_words, interval_words, number, p_words
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from ecgad.methods import Description
 
 BAR = 24  # characters of the longest bar
+
+
+def screening(rows: list[dict[str, Any]], counts: Mapping[str, int], report: Path) -> list[Any]:
+    """The end of a screening: the strangest rows, the counts, where the report is."""
+    strangest = [summary_table(rows), ""] if rows else []
+    return [*strangest, summary_lines(counts), f"report: {report}"]
 
 
 def summary_table(rows: list[dict[str, Any]], limit: int = 10) -> Table:

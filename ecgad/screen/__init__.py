@@ -10,6 +10,7 @@ byte, on any number of processes.
 screen     the flow
 rows       what is said of a record
 folder     what is in OUT, and when it may be added to
+site       the model in OUT, calibrated with a site's own records
 workers    processes that may die
 progress   what is seen meanwhile
 """
@@ -29,7 +30,7 @@ from ecgad.bundle import Bundle, load
 from ecgad.calibrate import check_alpha
 from ecgad.read import FORMATS, find, read
 from ecgad.record import ReadError, Result
-from ecgad.screen import folder
+from ecgad.screen import folder, site
 from ecgad.screen.progress import Progress
 from ecgad.screen.rows import Row, counts, failed_row, result_row, schema, strangest
 
@@ -54,6 +55,7 @@ def screen(
     workers: int | None = None,
     shard: str | None = None,
     engine: str = "local",
+    recalibrate: str | Path | None = None,
     quiet: bool = False,
 ) -> pa.Table:
     """Scores the records at `paths` (as `ecgad.read.find` takes them) into the folder `out`.
@@ -62,7 +64,8 @@ def screen(
     row that says why. `out` then holds them as part-*.parquet and as results.csv, with report.html
     and manifest.json. Called again with the same arguments it carries on after a crash. What runs
     is the model's ONNX file, on `workers` processes (default: one a core; 1: in this process).
-    `shard="1/4"` takes every fourth record, from the first on.
+    `shard="1/4"` takes every fourth record, from the first on. `recalibrate` is a folder or list of
+    this site's own presumed normals: p-values are then counted among their scores.
 
     Raises `ValueError` when there is no record, when `out` holds another screening or is in use,
     or when nothing could ever be flagged at `alpha`; `ReadError` when a path does not exist.
@@ -73,23 +76,35 @@ def screen(
         raise ValueError(f"workers is {workers}; at least 1 process is needed")
     workers = workers or _cores()
     out, bundle = Path(out), model if isinstance(model, Bundle) else load(model)
-    check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
+    if recalibrate is None:
+        check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     places = take_shard(find(paths), shard)
     if not places:
         of = f"shard {shard} of " if shard else ""
         raise NothingToScore(f"no record in {of}{_names(paths)}; read are: {FORMATS}")
     with folder.locked(out):
-        home = bundle.folder or bundle.save(out / "model")
-        bundle = load(home)
-        command = _command(paths, out, None if model is None else home, alpha, shard)
-        manifest = folder.begin(out, folder.plan(places, bundle, alpha, shard, command))
+        own = bundle.folder or out / "model"
+        home = out / "model" if recalibrate else own
+        command = _command(paths, out, own if model else None, alpha, shard, recalibrate)
+        with site.settled(bundle, out, recalibrate, quiet) as place:
+            bundle = load(place)
+            check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
+            manifest = folder.begin(out, folder.plan(places, bundle, alpha, shard, command))
         _score_parts(out, manifest, home, workers, quiet)
-        table = folder.finish(out, manifest)
+        table = folder.finish(out, manifest, bundle)
         _draw(out, table, home, alpha, workers, quiet)
-    if manifest["drift"]["warns"] and not quiet:
-        print(manifest["drift"]["words"], file=sys.stderr)
+    if not quiet:
+        _tell(manifest)
     return table
+
+
+def _tell(manifest: folder.Manifest) -> None:
+    """What must be known of the flags as a whole."""
+    if manifest["recalibrated"]:
+        print(site.words(manifest["recalibrated"]), file=sys.stderr)
+    if manifest["drift"]["warns"]:
+        print(manifest["drift"]["words"], file=sys.stderr)
 
 
 def take_shard(places: list[Path], shard: str | None) -> list[Path]:
@@ -187,10 +202,16 @@ def _drawer(home: Path, alpha: float) -> Callable[[str], str | None]:
 
 
 def _command(
-    paths: list[str | Path], out: Path, home: Path | None, alpha: float, shard: str | None
+    paths: list[str | Path],
+    out: Path,
+    home: Path | None,
+    alpha: float,
+    shard: str | None,
+    recalibrate: str | Path | None,
 ) -> str:
     words = ["ecgad", "screen", *map(str, paths), "-o", str(out), "--alpha", f"{alpha:g}"]
     words += ["--model", str(home)] if home else []
+    words += ["--recalibrate", str(recalibrate)] if recalibrate else []
     return shlex.join(words + (["--shard", shard] if shard else []))
 
 

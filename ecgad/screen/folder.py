@@ -26,6 +26,7 @@ from ecgad import __version__
 from ecgad.bundle import Bundle
 from ecgad.drift import drift, words
 from ecgad.screen.rows import VERSION, Row, counts, schema
+from ecgad.screen.site import compare
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,7 +107,7 @@ def begin(out: Path, planned: Manifest) -> Manifest:
 def _change(key: str, there: Any, now: Any) -> str:
     """In words, and "" for none."""
     if key == "model":
-        there, now = (f"{m['id']} ({m['sha256'][:8]})" for m in (there, now))
+        there, now = map(_model_words, (there, now))
     if key == "inputs":
         pairs = [{(entry["path"], entry["bytes"]) for entry in side} for side in (there, now)]
         differ = sorted(path for path, _ in pairs[0] ^ pairs[1])
@@ -116,6 +117,11 @@ def _change(key: str, there: Any, now: Any) -> str:
         names = [name for name in now if now[name] != there.get(name)]
         return ", ".join(f"{name} {there.get(name)} there, {now[name]} now" for name in names)
     return f"{key} {there} there, {now} now" if there != now else ""
+
+
+def _model_words(model: dict[str, Any]) -> str:
+    size = max(model["calibration"].values())
+    return f"{model['id']} ({model['sha256'][:8]}, {size} calibration records)"
 
 
 def chunks(manifest: Manifest) -> dict[int, list[str]]:
@@ -145,7 +151,7 @@ def write_part(place: Path, rows: list[Row]) -> None:
         parquet.write_table(pa.Table.from_pylist(rows, schema=schema()), file)
 
 
-def finish(out: Path, manifest: Manifest) -> pa.Table:
+def finish(out: Path, manifest: Manifest, bundle: Bundle) -> pa.Table:
     """All parts as one table and as results.csv; completes the manifest with what is in them."""
     table = read_table(out)
     with whole(out / "results.csv") as file:
@@ -157,6 +163,9 @@ def finish(out: Path, manifest: Manifest) -> pa.Table:
         text.detach()
     for entry, sha256 in zip(manifest["inputs"], table["source_sha256"].to_pylist(), strict=True):
         entry["sha256"] = sha256
+    manifest["recalibrated"] = None
+    if "recalibrated" in bundle.card:
+        manifest["recalibrated"] = compare(table, bundle.card, manifest["alpha"])
     manifest |= {"counts": counts(table), "drift": _drift(table, manifest), "ended": _now()}
     write_manifest(out, manifest)
     return table

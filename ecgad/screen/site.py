@@ -1,0 +1,90 @@
+"""The model of a screening, kept in OUT/model when it is not one that stands elsewhere.
+
+That is a model just trained, or one calibrated anew with a site's own records. The latter is made
+once: a run that is carried on finds it by the checksums of those records.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ecgad.bundle import Bundle, write_card
+from ecgad.calibrate import p_values
+from ecgad.recalibrate import fingerprint, readable, recalibrated
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@contextmanager
+def settled(bundle: Bundle, out: Path, normals: str | Path | None, quiet: bool) -> Iterator[Path]:
+    """The folder that holds the model, calibrated with the records at `normals` if given.
+
+    A model to be kept in `out` is written beside first, and takes its place on leaving without an
+    error, so that another screening's model stays when this one is refused.
+    """
+    home, beside = out / "model", out / "model.writing"
+    if normals is None and bundle.folder is not None:
+        yield bundle.folder
+        return
+    try:
+        if normals is None:
+            bundle.save(beside)
+        else:
+            _calibrate(bundle, normals, home, beside, quiet)
+        yield beside
+        shutil.rmtree(home, ignore_errors=True)
+        beside.rename(home)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def compare(table: pa.Table, card: dict[str, Any], alpha: float) -> dict[str, Any]:
+    """How many of the scored records are flagged by the site's calibration, and by the former."""
+    note = card["recalibrated"]
+    scored = table.filter(table["p_value"].is_valid())
+    score, group = scored["score"].to_numpy(), np.array(scored["p_group"].to_pylist(), object)
+    before = np.full(len(scored), np.nan)
+    for name, calibration in note["calibration"].items():
+        before[group == name] = p_values(calibration, score[group == name])
+    return {
+        "records": note["records"],
+        "left_out": note["left_out"],
+        "scored": len(scored),
+        "flagged": int((scored["p_value"].to_numpy() <= alpha).sum()),
+        "flagged_before": int((before <= alpha).sum()),
+        "calibration_before": {name: len(v) for name, v in note["calibration"].items()},
+    }
+
+
+def words(found: dict[str, Any]) -> str:
+    """What `compare` found, as one line."""
+    left_out = f" ({found['left_out']} left out)" if found["left_out"] else ""
+    return (
+        f"calibrated with {found['records']} records of the site{left_out}: {found['flagged']:,} "
+        f"of {found['scored']:,} scored are flagged; by the model's own calibration "
+        f"{found['flagged_before']:,} would be"
+    )
+
+
+def _calibrate(bundle: Bundle, normals: str | Path, home: Path, beside: Path, quiet: bool) -> None:
+    records = list(readable(normals, lambda said: None if quiet else print(said, file=sys.stderr)))
+    known = {"from": bundle.sha256, "fingerprint": fingerprint(r.source_sha256 for r in records)}
+    if (home / "card.json").is_file():
+        note = json.loads((home / "card.json").read_text(encoding="utf-8")).get("recalibrated")
+        if note and known.items() <= note.items():
+            shutil.copytree(home, beside, dirs_exist_ok=True)
+            return
+    if not quiet:
+        print(f"calibrating with {len(records)} records of {normals}", file=sys.stderr)
+    card = recalibrated(bundle, records).card
+    bundle.save(beside)
+    write_card(card, beside)
