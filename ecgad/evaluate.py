@@ -22,7 +22,8 @@ import numpy as np
 
 from ecgad.benchmarks import Case, Sets
 from ecgad.bundle import Bundle, load
-from ecgad.learn import Normals, Pretraining, learn, prepared_windows
+from ecgad.calibrate import Calibration
+from ecgad.learn import Normals, Pretraining, calibrate, learn, prepared_windows
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.tabulate import COLUMNS, Place, Row, Scored, short, tabulate
@@ -41,6 +42,8 @@ class Plan:
     budget: Budget = Budget(steps=1)
     epochs: int = 75  # at most, so that a few real records are not seen a thousand times
     encoder: str = ""  # the plan whose bundle of the same seed is the frozen encoder
+    scored: str = ""  # the plan whose bundle is taken as it is, with another score:
+    use: tuple[str, ...] = ()  # of these features alone
 
 
 PLANS = {
@@ -49,6 +52,12 @@ PLANS = {
         pretrain=Budget(steps=6000, batch=32, lr=2e-3, hold=0.6),  # a plateau takes 2000 to leave
         budget=Budget(steps=1500, batch=32, lr=5e-4),
     ),
+    "mmae-paper": Plan(scored="mmae", use=("mean",)),  # what stands beside the map left out
+    "mmae-tokens": Plan(scored="mmae", use=("mean", "tokens")),
+    "mmae-covariance": Plan(scored="mmae", use=("mean", "covariance")),
+    "mmae-rhythm": Plan(scored="mmae", use=("mean", "rhythm")),
+    "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
+    "knn-mmae": Plan("knn", encoder="mmae"),
 }
 
 
@@ -150,8 +159,12 @@ def trained(
     """
     if (folder / "card.json").is_file():
         return load(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     plan, preparation = PLANS.get(name, Plan()), sets.preparation or Preparation()
+    if plan.scored:
+        base = folder.with_name(f"{plan.scored}-{seed}")
+        learned = trained(plan.scored, sets, seed, base, pretrained=pretrained, report=report)
+        return rescored(learned, normals(sets, preparation), plan.use, seed)
+    folder.mkdir(parents=True, exist_ok=True)
     method, chosen = plan.method or name, {**plan.settings, **(settings or {})}
     if plan.encoder:
         base = folder.with_name(f"{plan.encoder}-{seed}")
@@ -179,6 +192,15 @@ def trained(
     for file in folder.glob("*checkpoint.pt"):
         file.unlink()
     return bundle
+
+
+def rescored(bundle: Bundle, normals: Normals, use: tuple[str, ...], seed: int) -> Bundle:
+    """The same model with a score of the features in `use`: rule and calibration are made anew."""
+    whole = tuple(bundle.card["whole"])
+    rule, groups = calibrate(bundle.run, normals, bundle.preparation, whole, use, seed)
+    calibration = Calibration.from_json(groups).to_json()
+    card = bundle.card | {"rule": rule.to_json(), "calibration": calibration}
+    return Bundle(card, bundle.run, folder=bundle.folder)
 
 
 def _digest(

@@ -105,7 +105,7 @@ def learn(
     preparation: Preparation | None = None,
     budget: Budget | None = None,
     pretrain: Pretraining | None = None,
-    use: tuple[str, ...] = ("mean",),
+    use: tuple[str, ...] | None = None,
     name: str | None = None,
     report: Callable[[Progress], None] | None = None,
     checkpoint: Path | None = None,
@@ -113,7 +113,8 @@ def learn(
 ) -> Bundle:
     """As `train`, from sets that are already apart.
 
-    `use` names the features of the score (`score.feature_names`).
+    `use` names the features of the score (`score.feature_names`): by default the map's mean and
+    all that the method tells of the whole record.
     """
     from ecgad.export import run_torch
     from ecgad.methods import build
@@ -128,6 +129,7 @@ def learn(
         _begin(model, pretrain, checkpoint=begin, **common)
     fit(model, prepared_windows(normals.train), budget=budget, checkpoint=checkpoint, **common)
     run = run_torch(model, device)
+    use = use or ("mean", *model.whole)
     rule, groups = calibrate(run, normals, preparation, model.whole, use, seed)
     damage_auroc = probe(model) if probe else None
     card = _card(method, model, preparation, rule, groups, normals, seed, budget, pretrain)
@@ -149,7 +151,7 @@ def _begin(model: Detector, pretrain: Pretraining, **how: Any) -> None:
     if kept is not None and kept.is_file():
         model.load_state_dict(load_file(kept))
         return
-    fit(model, pretrain.windows(), budget=pretrain.budget, **how)
+    fit(model, pretrain.windows(), budget=pretrain.budget, settle=False, **how)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_file(

@@ -60,9 +60,11 @@ def fit(
     report_every: int = 100,
     probe: Callable[[Detector], float] | None = None,
     probe_every: int = 500,
+    settle: bool = True,
 ) -> Detector:
     """Trains `model` on `x` (n, c, *grid), finite float32 arrays of normals, and returns it.
 
+    `settle=False` leaves out what stands on learned weights, for a model that goes on learning.
     `probe`, called every `probe_every` steps, measures the model without labels (damage AUROC).
     Raises `ValueError` for an empty or wrongly shaped `x`, and `FloatingPointError` when the loss
     is no longer finite.
@@ -85,8 +87,10 @@ def fit(
             run = _StageRun(model, stage, number, x, seed, budget, device, checkpoint)
             run.train(state, report, report_every, probe, probe_every)
             done = None
+        model.eval()
         with torch.no_grad():
-            model.eval().settle(_warm_up_batches(x, budget, seed, device))
+            if settle:
+                model.settle(_warm_up_batches(x, budget, seed, device))
     return model
 
 

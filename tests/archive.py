@@ -14,7 +14,7 @@ from ecgad.train import Budget
 RATE_HZ = 100
 TINY = {
     "segment": (50,), "local": (4,), "rounds": 2, "width": 8, "depth": 1, "heads": 1,
-    "decoder_width": 8, "ratio": 0.5,
+    "decoder_width": 8, "ratio": 0.5, "beside": ("tokens",),
 }  # fmt: skip
 
 _made: list[Path] = []

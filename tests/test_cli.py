@@ -27,6 +27,7 @@ TINY = (
     "depth=1",
     "heads=1",
     "decoder_width=8",
+    "beside=",
 )
 
 

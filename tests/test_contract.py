@@ -44,6 +44,7 @@ REBUILT = {
     "encoder_depth": 1, "decoder_depth": 1,
 }  # fmt: skip
 LINE, SQUARE = {"segment": (40,)}, {"segment": (8, 8)}
+BESIDE = {"beside": ("tokens", "covariance")}
 CAE: dict[str, Any] = {"depth": 2, "width": 16, "kernel": 5, "detail_width": 16, "cross_width": 8}
 CAE |= {"shares": (0.2, 0.2, 0.6), "recordwide": False}
 PROTOTYPES = {"encoder": "raw:20", "prototypes": 32, "local": 48, "steps": 8, "ema": 0.8}
@@ -63,12 +64,17 @@ TABLE = {
         },
     ),
     "mmae": Row(
-        (SMALL | LINE, SMALL | LINE, SMALL | SQUARE | {"local": (2, 2)}),
+        (
+            SMALL | LINE | BESIDE,
+            SMALL | LINE | BESIDE,
+            SMALL | SQUARE | {"local": (2, 2), "beside": ("tokens",)},
+        ),
         {
             "segment": ((7, 7), r"patch \(7, 7\) does not tile grid"),
             "local": ((99, 99), r"local region \(99, 99\) does not fit the tokens"),
             "ratio": (1.5, "ratio is 1.5"),
             "rounds": (0, "rounds is 0"),
+            "beside": (("token",), r"beside is \['token'\]; known are tokens, covariance"),
             "heads": (7, "width 48 is not a multiple of heads 7"),
         },
     ),
@@ -96,6 +102,20 @@ TABLE = {
             "steps": (0, "steps is 0"),
             "lags": ((100, 30), r"lags are \(100, 30\)"),
         },
+    ),
+    "pbas": Row(
+        (
+            {"encoder": "raw:40"},
+            {"encoder": "raw:40", "centres": 4, "push": (0.1, 0.4)},
+            {"encoder": "raw:8", "damage": 0.5},
+        ),
+        {
+            "centres": (0, "centres is 0"),
+            "push": ((0.5, 0.2), r"push is \(0.5, 0.2\)"),
+            "ema": (0.0, "ema is 0.0"),
+            "damage": (-1.0, "damage -1.0"),
+        },
+        steps=160,
     ),
     "pca": Row(
         (LINE, LINE, SQUARE),

@@ -19,7 +19,7 @@ def test_the_map_is_the_squared_distance_to_the_nearest_of_the_bank_at_each_toke
     tokens = model.encoder(x[:3])[:, -1].numpy()  # (3, 6, 480)
     map = model(x[:3]).map.numpy()
     for record, row in zip(tokens, map[:, 0], strict=True):
-        slow = [min(((t - c) ** 2).sum() for c in model.bank.numpy()) / 480 for t in record]
+        slow = [min(((t - c) ** 2).sum() for c in model.bank.centres.numpy()) / 480 for t in record]
         centres = np.arange(6) * 40 + 19.5  # of the tokens, in samples
         np.testing.assert_allclose(row, np.interp(np.arange(240), centres, slow), rtol=1e-3)
 
@@ -47,20 +47,7 @@ def test_centres_stand_where_the_tokens_gather():
     torch.manual_seed(0)
     model.warm_up([torch.from_numpy(x.astype(np.float32))])
     gathered = model.encoder(torch.from_numpy(places.astype(np.float32)))[:, 0, 0]
-    assert torch.cdist(gathered, model.bank).amin(1).max() < 0.5
-
-
-def test_no_more_tokens_are_clustered_than_asked_for(ecg, monkeypatch):
-    seen = []
-
-    def centres(tokens, k):  # noqa: ANN001, ANN202
-        seen.append(len(tokens))
-        return torch.zeros(k, tokens.shape[1])
-
-    monkeypatch.setattr("ecgad.methods.knn._centres", centres)
-    small(ecg, most=100)
-    small(ecg)
-    assert seen == [100, 144]
+    assert torch.cdist(gathered, model.bank.centres).amin(1).max() < 0.5
 
 
 def test_an_untrained_encoder_gives_other_banks_for_other_seeds(ecg):

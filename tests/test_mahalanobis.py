@@ -13,9 +13,10 @@ from sklearn.covariance import LedoitWolf
 from sklearn.preprocessing import StandardScaler
 
 from ecgad import methods
-from ecgad.methods.mahalanobis import _Axis, lagged_covariance, quantiles, spectrum
+from ecgad.methods.mahalanobis import _Axis, quantiles, spectrum
 from ecgad.methods.mahalanobis import _basis as basis_of
 from ecgad.methods.mahalanobis import _starts as starts_of
+from ecgad.parts.normality import lagged_covariance
 
 SMALL = {"bands": 4, "piece": 64, "lags": (1, 3)}
 

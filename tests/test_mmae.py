@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ecgad.flops import count
 from ecgad.methods.mmae import Config, Model, normalise
 from ecgad.train import Budget, fit
 
-SMALL = {"width": 16, "decoder_width": 12, "depth": 2, "rounds": 5}
+SMALL = {"width": 16, "decoder_width": 12, "depth": 2, "rounds": 5, "beside": ()}
 LINE = Config(segment=(6,), local=(4,), **SMALL)  # 12 segments of (3, 72)
 SQUARE = Config(segment=(4, 4), local=(2, 2), **SMALL)  # 16 segments of (3, 16, 16)
 
@@ -53,7 +54,7 @@ def test_each_region_shows_its_own_share_in_every_round(ratio, seen):
         (Config(), (12, 4800)),
         (Config(segment=(10,)), (12, 1000)),
         (SQUARE, (3, 16, 16)),
-        (Config(segment=(6,), local=(4,), ratio=0.3, rounds=4), (3, 72)),
+        (Config(segment=(6,), local=(4,), ratio=0.3, rounds=4, beside=()), (3, 72)),
     ],
 )
 def test_every_segment_is_hidden_and_its_weights_sum_to_one(config, shape):
@@ -208,7 +209,14 @@ def test_a_region_of_one_segment_is_refused():
 def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg):
     torch.manual_seed(0)
     config = Config(
-        segment=(40,), local=(3,), ratio=0.3, width=48, depth=1, decoder_width=48, rounds=6
+        beside=(),
+        segment=(40,),
+        local=(3,),
+        ratio=0.3,
+        width=48,
+        depth=1,
+        decoder_width=48,
+        rounds=6,
     )
     model = fit(
         Model((3, 240), config), ecg(256, seed=0, leads=3), seed=0, budget=Budget(300, 32, 5e-3)
@@ -224,3 +232,79 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
     rise = np.array(rises)  # (records, leads)
     assert np.mean(rise[:, 0] > 0.1) > 0.9
     assert np.mean(rise.argmax(1) == 0) > 0.9
+
+
+# What stands beside the map
+
+BESIDE = Config(
+    beside=(), segment=(5,), local=(4,), **SMALL | {"beside": ("rhythm", "tokens", "covariance")}
+)
+
+
+@pytest.fixture(scope="module")
+def settled(ecg) -> tuple[Model, Tensor]:
+    """A model of 48 segments that remembers 16 records."""
+    x = torch.from_numpy(ecg(16, seed=0, leads=3))
+    torch.manual_seed(0)
+    model = built(BESIDE, (3, 240))
+    with torch.no_grad():
+        model.settle(x.split(5))
+    return model, x
+
+
+def test_the_map_is_the_papers_whatever_stands_beside_it(settled):
+    model, x = settled
+    paper = Model((3, 240), Config(segment=(5,), local=(4,), **SMALL)).eval()
+    paper.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(paper(x).map, model(x).map)
+    assert paper(x).whole.shape == (16, 0)
+
+
+def test_the_tokens_column_is_the_mean_distance_of_visible_tokens_to_their_nearest_centre(settled):
+    model, x = settled
+    u, found = model.tokens.split(x[:2]), []
+    for visible, segment in zip(model.visible, model.visible_segment, strict=True):
+        z = model.encode(model.embed(u)[:, segment] + model.position[visible])
+        for place, token in zip(visible.tolist(), z.unbind(1), strict=True):
+            if place < model.tokens.n:  # of the global region
+                token = (token - model.token_centre[place]) / model.token_deviation
+                apart = (token[:, None] - model.bank.centres).square().mean(-1)
+                found.append(apart.amin(1))
+    column = model.whole.index("tokens")
+    torch.testing.assert_close(model(x[:2]).whole[:, column], torch.stack(found).mean(0))
+
+
+def test_tokens_that_are_remembered_have_no_mean_at_any_position_and_deviation_one(settled):
+    model, x = settled
+    z = model._standard(model._encoded(x))  # (b, H, seen, d)
+    for position in range(model.tokens.n):
+        here = z[:, model.seen == position]
+        assert len(here[0]) == 0 or here.mean((0, 1)).abs().max() < 1e-4
+    torch.testing.assert_close(z.std((0, 1, 2)), torch.ones(16), rtol=0.02, atol=0)
+
+
+def test_each_column_stands_where_the_config_names_it(settled):
+    model, x = settled
+    whole = model(x).whole
+    torch.testing.assert_close(whole[:, 0], model.rhythm(x))
+    torch.testing.assert_close(whole[:, 2], model.covariance(x))
+    assert model.whole == ("rhythm", "tokens", "covariance")
+
+
+def test_times_are_in_segments_of_a_tenth_of_a_second():
+    model = Model((12, 1000), Config(segment=(10,)))
+    assert model.covariance.lags == (4, 8, 12, 16)  # 0.04 .. 0.16 s at 100 Hz
+    assert model.rhythm.pool == 2  # 50 Hz
+    assert model.rhythm.pieces.shape == (13, 200)  # 4 s, every 0.5 s
+    assert model.rhythm.shifted[:, 0].tolist() == list(range(15, 126))  # 0.3 .. 2.5 s
+
+
+def test_the_default_stays_within_280_million_products():
+    assert count(Model((12, 4800), Config())).macs_record <= 280e6
+
+
+def test_what_needs_time_is_refused_for_pictures_and_short_signals():
+    with pytest.raises(ValueError, match=r"not of \(3, 16, 16\): leave them out of `beside`"):
+        Model((3, 16, 16), Config(segment=(4, 4), local=(2, 2), rounds=4))
+    with pytest.raises(ValueError, match=r"longer than 400 samples, not of \(3, 300\)"):
+        Model((3, 300), Config(segment=(10,), rounds=4))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ecgad.parts import encoders
 from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.parts.normality import Bank
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,12 @@ class Model(Detector):
         super().__init__(shape)
         self.encoder = encoders.build(config.encoder, shape)
         self.config = replace(config, encoder=self.encoder.spec)
-        self.register_buffer("bank", torch.zeros(config.bank, self.encoder.width))
+        self.bank = Bank(config.bank, self.encoder.width)
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
-        tokens, bank = self.encoder(x)[:, -1], self.get_buffer("bank")  # (b, n, d), (k, d)
-        across = bank.square().sum(1) - 2 * tokens @ bank.T  # (b, n, k)
-        nearest = (across.amin(-1) + tokens.square().sum(-1)).clamp(min=0)  # (b, n)
-        map = self.encoder.spread(nearest / self.encoder.width, self.shape[1:])
+        nearest = self.bank(self.encoder(x)[:, -1])  # (b, n)
+        map = self.encoder.spread(nearest, self.shape[1:])
         return Evidence(map, x.new_zeros(x.shape[0], 0))
 
     def loss(self, x: Tensor) -> Tensor:
@@ -64,23 +63,8 @@ class Model(Detector):
 
     @torch.no_grad()
     def warm_up(self, batches: Iterable[Tensor]) -> None:
-        """Standardises the encoder and fills the bank with centres of the tokens of all `batches`.
-
-        Where there are fewer tokens than centres, the bank holds some of them twice.
-        """
+        """Standardises the encoder, and fills the bank from the tokens of all `batches`."""
         batches = list(batches)
         self.encoder.warm_up(batches)
         tokens = torch.cat([self.encoder(x)[:, -1].flatten(0, 1) for x in batches])  # (b n, d)
-        tokens = tokens[torch.randperm(len(tokens))[: self.config.most]]
-        self.get_buffer("bank").copy_(_centres(tokens, self.config.bank))
-
-
-def _centres(tokens: Tensor, k: int) -> Tensor:
-    """k-means centres of (n, d), seeded by torch's generator: (k, d)."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    if len(tokens) <= k:
-        return tokens[torch.arange(k) % len(tokens)]
-    seed = int(torch.randint(2**31, ()))
-    found = MiniBatchKMeans(k, random_state=seed, batch_size=4096, n_init=1).fit(tokens.numpy())
-    return torch.from_numpy(found.cluster_centers_).to(tokens)
+        self.bank.fit(tokens, self.config.most)

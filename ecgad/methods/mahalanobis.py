@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 
 from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.parts.normality import Gaussian, lagged_covariance
 
 FLOOR = 1e-6  # of a band's power, in the input's unit squared: 60 dB under a lead scaled to 1
-CONSTANT = 1e-4  # a deviation under this share of the mean is rounding, not variation
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Axis(NamedTuple):
 class Model(Detector):
     """Mahalanobis distance for inputs of `shape` = (c, *grid)."""
 
-    whole: ClassVar[tuple[str, ...]] = ("distance",)
+    whole = ("distance",)
     localises: ClassVar[bool] = False
 
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
@@ -85,13 +85,11 @@ class Model(Detector):
             slope_ranks = _ranks(c.slope_levels, n // t * (t - 1))
             self.axes.append(_Axis(slope_ranks, piece, _starts(t, piece), bins))
         d = self.features(torch.zeros(1, *self.shape)).shape[1]
-        self.register_buffer("centre", torch.zeros(d))
-        self.register_buffer("whiten", torch.zeros(d, d))  # before `warm_up` nothing is strange
+        self.gaussian = Gaussian(d)
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
-        z = (self.features(x) - self.get_buffer("centre")) @ self.get_buffer("whiten")
-        distance = z.square().sum(1, keepdim=True).sqrt()  # (b, 1)
+        distance = self.gaussian(self.features(x))[:, None]  # (b, 1)
         grid = self.shape[1:]
         return Evidence(distance.reshape(-1, 1, *[1] * len(grid)).expand(-1, -1, *grid), distance)
 
@@ -120,20 +118,7 @@ class Model(Detector):
 
         Raises `ValueError` for fewer than two records.
         """
-        from sklearn.covariance import LedoitWolf
-
-        found = [self.features(x).double().cpu() for x in batches]
-        if (n := sum(map(len, found))) < 2:
-            raise ValueError(f"{n} records; a covariance needs at least two, better hundreds")
-        rows = torch.cat(found)  # (n, d)
-        deviation, centre = torch.std_mean(rows, dim=0, correction=0)
-        varies = deviation > CONSTANT * centre.abs()
-        weight = torch.where(varies, 1 / deviation, 0)
-        shrunk = LedoitWolf(assume_centered=True).fit(((rows - centre) * weight).numpy())
-        precision = torch.from_numpy(shrunk.get_precision())
-        root = torch.linalg.cholesky((precision + precision.T) / 2)  # precision = root root^T
-        self.get_buffer("centre").copy_(centre)
-        self.get_buffer("whiten").copy_(weight[:, None] * root)
+        self.gaussian.fit(torch.cat([self.features(x) for x in batches] or [torch.zeros(0, 1)]))
 
 
 def quantiles(values: Tensor, ranks: list[float]) -> Tensor:
@@ -152,13 +137,6 @@ def spectrum(along: Tensor, basis: Tensor, axis: _Axis) -> Tensor:
     power = waves.square().sum(-2).mean((2, 3))  # (b, c, freqs)
     bands = [(p.mean(-1) + FLOOR).log() for p in power.split(axis.bins, dim=-1)]
     return torch.cat(bands, dim=1) if bands else power.flatten(1)
-
-
-def lagged_covariance(along: Tensor, lag: int) -> Tensor:
-    """Each lead with each lead `lag` samples later: (b, c, .., t) -> (b, c c)."""
-    centred = along - along.mean(tuple(range(2, along.ndim)), keepdim=True)
-    now, later = centred[..., : -lag or None].flatten(2), centred[..., lag:].flatten(2)
-    return (now @ later.transpose(1, 2) / now.shape[2]).flatten(1)
 
 
 def _ranks(levels: tuple[float, ...], n: int) -> list[float]:

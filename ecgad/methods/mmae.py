@@ -16,6 +16,15 @@ For scoring the same is done for H fixed maskings (eq. 3), which between them hi
 and each sample's error is averaged over the maskings that hid it (the point score, eq. 5). The
 sample score (eq. 4) is the mean of that map, which `score.py` takes.
 
+What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
+longer than a segment: neither is strange to a reconstruction. So three numbers for the whole record
+stand beside the map, each a distance from what normal records gave once the encoder had learned,
+at next to no cost; `beside=` (nothing) is the paper's method:
+
+    tokens       the encoder's visible tokens against a bank of normal ones; no further pass
+    covariance   the covariance of the leads at 0-0.16 s against a Gaussian of normal ones
+    rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank
+
 The roles of eqs. 1-5, the two embeddings, the shared encoder, the one-block decoder and the loss
 are the paper's. Its hyper-parameters were not public when this was written: each is a field of
 `Config` with its reason, and together they meet its size claims. Left out: nothing that is known.
@@ -23,6 +32,7 @@ are the paper's. Its hyper-parameters were not public when this was written: eac
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +41,12 @@ from torch import Tensor, nn
 from ecgad.parts.detector import Detector, Evidence
 from ecgad.parts.layers import Block, initialise, positions
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
+from ecgad.parts.normality import Bank, Covariance, Rhythm
 from ecgad.parts.tokens import Tokens
+
+BESIDE = ("tokens", "covariance", "rhythm")
+BANK = 128  # centres: small beside a pass, and enough for the phases of a beat
+TOKENS = 50_000  # that the bank is made of, drawn by chance
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class Config:
     mlp_ratio: int = 4  # the standard Transformer block
     local_weight: float = 1.0  # of the local term in the loss: no other weight is published
     denormalise: bool = False  # True: the map is the error in the input's own unit
+    beside: tuple[str, ...] = ("tokens", "covariance", "rhythm")  # of the whole record; () as paper
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -54,6 +70,8 @@ class Config:
         for name in ("rounds", "width", "depth", "heads", "decoder_width", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if unknown := set(self.beside) - set(BESIDE):
+            raise ValueError(f"beside is {sorted(unknown)}; known are {', '.join(BESIDE)}")
 
 
 class Model(Detector):
@@ -62,6 +80,7 @@ class Model(Detector):
     windows: Tensor  # buffers; the others are described in `_schedule`
     visible: Tensor
     visible_segment: Tensor
+    seen: Tensor
     masked: Tensor
     masked_segment: Tensor
     slots: Tensor
@@ -70,6 +89,7 @@ class Model(Detector):
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
         self.config = c = config
+        self.whole = c.beside
         self.tokens = Tokens(shape, c.segment)
         self.embed = nn.Linear(self.tokens.size, c.width)
         self.blocks = nn.Sequential(*(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth)))
@@ -86,6 +106,21 @@ class Model(Detector):
         self.apply(initialise)
         self.register_buffer("windows", windows, persistent=False)
         self._schedule(n, delta)
+        self._remember(c.beside, c.segment[0])
+
+    def _remember(self, beside: tuple[str, ...], s: int) -> None:
+        """What stands beside the map; the segment of `s` samples, 0.1 s, is the unit of time."""
+        if "tokens" in beside:
+            self.register_buffer("token_centre", torch.zeros(self.tokens.n, self.config.width))
+            self.register_buffer("token_deviation", torch.ones(self.config.width))
+            self.bank = Bank(BANK, self.config.width)
+        if "covariance" in beside:
+            lags = [max(round(0.4 * i * s), 1) for i in (1, 2, 3, 4)]  # 0.04 .. 0.16 s
+            self.covariance = Covariance(self.shape, lags)
+        if "rhythm" in beside:
+            pool = max(s // 5, 1)  # 0.02 s; pieces of 4 s every 0.5 s, lags of 0.3 to 2.5 s
+            piece, hop, *lags = (k * s // pool for k in (40, 5, 3, 25))
+            self.rhythm = Rhythm(self.shape, pool, piece, hop, (lags[0], lags[1]))
 
     def _schedule(self, n: int, delta: int) -> None:
         """The fixed maskings of scoring. Places 0..T-1 are global, T.. are of the local region."""
@@ -102,6 +137,7 @@ class Model(Detector):
         for name, value in {
             "visible": (v := torch.cat(visible, dim=1)),
             "visible_segment": place.gather(1, v),
+            "seen": place.gather(1, visible[0]),  # of the global region alone
             "masked": masked,
             "masked_segment": hidden,
             "slots": slots,
@@ -111,16 +147,62 @@ class Model(Detector):
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
-        u = self.tokens.split(x)  # (b, T, p)
-        z = self.embed(u)[:, self.visible_segment] + self.position[self.visible]  # (b, H, v, d)
-        z = self.encode(z.flatten(0, 1)).unflatten(0, (len(u), -1))
+        u, z = self.tokens.split(x), self._encoded(x)
         out = self.decode(z, self.visible, self.masked)  # (b, H, m, p)
         target, scale = normalise(u)
         error = (out - target[:, self.masked_segment]).square().flatten(1, 2)  # (b, H m, p)
         point = (error[:, self.slots] * self.weights[..., None]).sum(2)  # eq. 5: (b, T, p)
         if self.config.denormalise:
             point = point * scale.square()
-        return Evidence(self.tokens.join(point), x.new_zeros(x.shape[0], 0))
+        return Evidence(self.tokens.join(point), self._beside(x, z))
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        """Visible tokens of each masking after the encoder, (b, H, v, d)."""
+        u = self.tokens.split(x)
+        z = self.embed(u)[:, self.visible_segment] + self.position[self.visible]
+        return self.encode(z.flatten(0, 1)).unflatten(0, (x.shape[0], -1))
+
+    def _beside(self, x: Tensor, z: Tensor) -> Tensor:
+        """The numbers beside the map, (b, k), from the record and its encoded tokens."""
+        found = {
+            "tokens": lambda: self.bank(self._standard(z)).mean((1, 2)),
+            "covariance": lambda: self.covariance(x),
+            "rhythm": lambda: self.rhythm(x),
+        }
+        columns = [found[name]() for name in self.config.beside]
+        return torch.stack(columns, dim=1) if columns else x.new_zeros(x.shape[0], 0)
+
+    def _standard(self, z: Tensor) -> Tensor:
+        """Tokens of the global region, (b, H, seen, d), without the mean of their positions."""
+        z = z[:, :, : self.seen.shape[1]] - self.get_buffer("token_centre")[self.seen]
+        return z / self.get_buffer("token_deviation")
+
+    def settle(self, batches: Iterable[Tensor]) -> None:
+        """Remembers what normal records give beside the map, now that the encoder has learned."""
+        batches = list(batches)
+        if "tokens" in self.config.beside:
+            self._remember_tokens(batches)
+        if "covariance" in self.config.beside:
+            self.covariance.fit(batches)
+        if "rhythm" in self.config.beside:
+            self.rhythm.fit(batches)
+
+    def _remember_tokens(self, batches: list[Tensor]) -> None:
+        """The mean token of each position, then deviation and bank of what is left of tokens."""
+        centre, deviation = self.get_buffer("token_centre"), self.get_buffer("token_deviation")
+        centre.zero_()
+        deviation.fill_(1)
+        total, times = torch.zeros_like(centre), self.seen.flatten().bincount(minlength=len(centre))
+        share, rows = TOKENS / (sum(map(len, batches)) * self.seen.numel()), []
+        for x in batches:
+            z = self._standard(self._encoded(x))  # (b, H, seen, d)
+            total.index_add_(0, self.seen.flatten(), z.sum(0).flatten(0, 1))
+        centre.copy_(total / (times * sum(map(len, batches))).clamp(min=1)[:, None])
+        for x in batches:
+            z = self._standard(self._encoded(x)).flatten(0, 2)
+            rows.append(z[torch.rand(len(z), device=z.device) < share])
+        deviation.copy_((kept := torch.cat(rows)).std(0).clamp(min=1e-6))
+        self.bank.fit(kept / deviation)
 
     def encode(self, z: Tensor) -> Tensor:
         """Visible tokens of both regions, embedded, through one encoder: (b, v, d)."""

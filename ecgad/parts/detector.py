@@ -38,7 +38,7 @@ class Stage:
 class Detector(nn.Module, ABC):
     """What every method is: built from the shape of its input, `(c, *grid)`, and a `Config`."""
 
-    whole: ClassVar[tuple[str, ...]] = ()  # names of the columns of `Evidence.whole`
+    whole: tuple[str, ...] = ()  # names of the columns of `Evidence.whole`
     localises: ClassVar[bool] = True  # False: the map is one number everywhere
 
     def __init__(self, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,169 @@
+"""What is remembered of normal records, beside a network: banks of tokens and Gaussians.
+
+Each is fitted once to what normal records gave and never by gradient, and tells of a new record how
+far it is from that. So they see what repeats alike in every beat of a record, which a network that
+fills in one part of it from the rest does not find strange.
+
+    Bank          rows (.., d) -> squared distance to the nearest of k centres, over d
+    Gaussian      rows (b, d) -> Mahalanobis distance, covariance shrunk
+    Covariance    signals -> Gaussian of the leads' covariance at a few lags
+    Rhythm        signals -> Bank of the autocorrelation of the signal's speed, in pieces
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+CONSTANT = 1e-4  # a deviation under this share of the mean is rounding, not variation
+
+
+class Bank(nn.Module):
+    """k-means centres of normal tokens, (k, d)."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("centres", torch.zeros(size, width))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(.., d) -> (..): squared distance to the nearest centre, over d."""
+        centres = self.get_buffer("centres")
+        across = centres.square().sum(1) - 2 * rows @ centres.T  # (.., k)
+        return (across.amin(-1) + rows.square().sum(-1)).clamp(min=0) / rows.shape[-1]
+
+    @torch.no_grad()
+    def fit(self, rows: Tensor, most: int = 50_000) -> None:
+        """Centres of (n, d), at most `most` of them drawn by chance; torch's generator seeds it.
+
+        Where there are fewer rows than centres, some rows are centres twice.
+        """
+        from sklearn.cluster import MiniBatchKMeans
+
+        centres = self.get_buffer("centres")
+        k, rows = len(centres), rows[torch.randperm(len(rows))[:most]].cpu()
+        if len(rows) <= k:
+            centres.copy_(rows[torch.arange(k) % len(rows)])
+            return
+        seed = int(torch.randint(2**31, ()))
+        means = MiniBatchKMeans(k, random_state=seed, batch_size=4096, n_init="auto")
+        found = means.fit(rows.numpy())
+        centres.copy_(torch.from_numpy(found.cluster_centers_))
+
+
+class Gaussian(nn.Module):
+    """Mean and covariance of normal rows (d,), shrunk as Ledoit and Wolf (2004) do.
+
+    Features that do not vary over the normals (the variance of a lead scaled to 1) get no weight.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("whiten", torch.zeros(width, width))  # before `fit`, nothing is far
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(b, d) -> (b,)"""
+        z = (rows - self.get_buffer("centre")) @ self.get_buffer("whiten")
+        return z.square().sum(1).sqrt()
+
+    @torch.no_grad()
+    def fit(self, rows: Tensor) -> None:
+        """To (n, d), in float64. Raises `ValueError` for fewer than two."""
+        from sklearn.covariance import LedoitWolf
+
+        if len(rows) < 2:
+            raise ValueError(
+                f"{len(rows)} records; a covariance needs at least two, better hundreds"
+            )
+        rows = rows.double().cpu()
+        deviation, centre = torch.std_mean(rows, dim=0, correction=0)
+        varies = deviation > CONSTANT * centre.abs()
+        weight = torch.where(varies, 1 / deviation, 0)
+        shrunk = LedoitWolf(assume_centered=True).fit(((rows - centre) * weight).numpy())
+        precision = torch.from_numpy(shrunk.get_precision())
+        root = torch.linalg.cholesky((precision + precision.T) / 2)  # precision = root root^T
+        self.get_buffer("centre").copy_(centre)
+        self.get_buffer("whiten").copy_(weight[:, None] * root)
+
+
+class Covariance(nn.Module):
+    """How far the covariance of the leads, at lag 0 and at `lags` samples, is from normal.
+
+    It sees shape: it changes when leads are swapped, when a wave grows or time runs backwards.
+    """
+
+    def __init__(self, shape: tuple[int, ...], lags: Sequence[int]) -> None:
+        super().__init__()
+        channels, t = _signal(shape, max(lags))
+        self.lags = tuple(lags)
+        self.once = [i * channels + j for i in range(channels) for j in range(i, channels)]
+        self.gaussian = Gaussian(len(self.once) + len(lags) * channels**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, t) -> (b,)"""
+        return self.gaussian(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        later = [lagged_covariance(x, lag) for lag in self.lags]
+        return torch.cat([lagged_covariance(x, 0)[:, self.once], *later], dim=1)
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        self.gaussian.fit(torch.cat([self.features(x) for x in batches]))
+
+
+class Rhythm(nn.Module):
+    """How unlike normal ones the rhythm is, without asking where a beat begins.
+
+    The signal's speed |dx/dt|, summed over leads and averaged over `pool` samples, is cut into
+    pieces of `piece`; the autocorrelation of each at `lags` (first, last) is looked up in a bank.
+    All three are in pooled samples.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], pool: int, piece: int, hop: int, lags: tuple[int, int],
+        size: int = 128,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        _, t = _signal(shape, piece * pool)
+        self.pool, self.length = pool, t // pool
+        starts = torch.arange(0, self.length - piece + 1, hop)
+        shifts = torch.arange(lags[0], lags[1] + 1)
+        self.register_buffer("pieces", starts[:, None] + torch.arange(piece), persistent=False)
+        self.register_buffer("shifted", shifts[:, None] + torch.arange(piece), persistent=False)
+        self.bank = Bank(size, len(shifts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, t) -> (b,): the mean over pieces."""
+        return self.bank(self.features(x)).mean(1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(b, c, t) -> (b, pieces, lags), each 1 where a piece repeats itself exactly."""
+        speed = torch.cat([x[..., 1:] - x[..., :-1], torch.zeros_like(x[..., :1])], -1).abs().sum(1)
+        speed = speed[:, : self.length * self.pool].unflatten(1, (self.length, self.pool)).mean(2)
+        cut = speed[:, self.get_buffer("pieces")]  # (b, pieces, samples)
+        cut = cut - cut.mean(-1, keepdim=True)
+        longer = torch.cat([cut, torch.zeros_like(cut)], -1)
+        shifted = longer[..., self.get_buffer("shifted")]  # (b, pieces, lags, samples)
+        product = (shifted @ cut[..., None]).squeeze(-1)
+        return product / (cut.square().sum(-1, keepdim=True) + 1e-6)
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        self.bank.fit(torch.cat([self.features(x).flatten(0, 1) for x in batches]))
+
+
+def lagged_covariance(along: Tensor, lag: int) -> Tensor:
+    """Each lead with each lead `lag` samples later: (b, c, .., t) -> (b, c c)."""
+    centred = along - along.mean(tuple(range(2, along.ndim)), keepdim=True)
+    now, later = centred[..., : -lag or None].flatten(2), centred[..., lag:].flatten(2)
+    return (now @ later.transpose(1, 2) / now.shape[2]).flatten(1)
+
+
+def _signal(shape: tuple[int, ...], needed: int) -> tuple[int, int]:
+    if len(shape) != 2 or shape[1] <= needed:
+        raise ValueError(
+            f"covariance and rhythm are of signals longer than {needed} samples, not of {shape}: "
+            "leave them out of `beside`"
+        )
+    return shape[0], shape[1]

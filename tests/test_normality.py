@@ -1,0 +1,105 @@
+"""Banks, Gaussians and rhythms: distances from what normal records gave."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ecgad.parts.normality import Bank, Covariance, Gaussian, Rhythm
+
+
+def beats(intervals: list[int], t: int = 1000) -> Tensor:
+    """(1, 1, t): a wave of a tenth of a second after each interval in samples, over and over."""
+    at = np.cumsum(np.resize(intervals, 40))
+    x = np.exp(-0.5 * ((np.arange(t) - at[:, None]) / 5) ** 2).sum(0)
+    return torch.from_numpy(x.astype(np.float32))[None, None]
+
+
+def test_a_bank_gives_the_mean_square_to_the_nearest_centre():
+    rng = np.random.default_rng(0)
+    bank, rows = Bank(5, 3), rng.normal(size=(4, 6, 3)).astype(np.float32)
+    bank.centres.copy_(torch.from_numpy(rng.normal(size=(5, 3))))
+    slow = [[min(np.mean((r - c) ** 2) for c in bank.centres.numpy()) for r in row] for row in rows]
+    np.testing.assert_allclose(bank(torch.from_numpy(rows)), slow, rtol=1e-4)
+
+
+def test_a_bank_fills_with_where_rows_gather():
+    rng = np.random.default_rng(0)
+    places = 5 * rng.normal(size=(4, 8)).astype(np.float32)
+    rows = torch.from_numpy(np.repeat(places, 60, axis=0)) + 0.1 * torch.randn(240, 8)
+    bank = Bank(4, 8)
+    torch.manual_seed(0)
+    bank.fit(rows)
+    assert torch.cdist(torch.from_numpy(places), bank.centres).amin(1).max() < 0.5
+
+
+def test_a_bank_larger_than_what_there_is_holds_every_row():
+    rows = torch.randn(3, 4)
+    bank = Bank(8, 4)
+    bank.fit(rows)
+    assert bank(rows).max() < 1e-6
+
+
+def test_a_bank_sees_no_more_rows_than_asked_for():
+    bank, rows = Bank(8, 2), torch.arange(40.0).reshape(20, 2)
+    bank.fit(rows, most=6)
+    assert len(bank.centres.unique(dim=0)) == 6
+
+
+def test_a_gaussian_gives_no_weight_to_what_does_not_vary():
+    rows = torch.randn(200, 3)
+    rows[:, 1] = 7
+    gaussian = Gaussian(3)
+    gaussian.fit(rows)
+    moved = rows.clone()
+    moved[:, 1] = 9
+    torch.testing.assert_close(gaussian(moved), gaussian(rows))
+    with pytest.raises(ValueError, match="1 records; a covariance needs at least two"):
+        gaussian.fit(rows[:1])
+
+
+def test_swapped_leads_are_far_from_the_covariance_of_normal_ones(ecg):
+    x = torch.from_numpy(ecg(80, seed=0))
+    covariance = Covariance((12, 240), (4, 8))
+    covariance.fit(x[:60].split(7))
+    swapped = x[60:][:, [1, 0, *range(2, 12)]]
+    assert covariance(swapped).min() > covariance(x[60:]).max()
+
+
+def test_a_rhythm_is_the_autocorrelation_of_the_speed_in_pieces():
+    x = torch.randn(2, 3, 203)
+    rhythm = Rhythm((3, 203), pool=2, piece=30, hop=10, lags=(4, 12))
+    found = rhythm.features(x).numpy()
+    speed = np.abs(np.diff(x.double().numpy(), axis=2)).sum(1)  # (2, 202)
+    speed = speed.reshape(2, 101, 2).mean(2)
+    for b in range(2):
+        for p, start in enumerate(range(0, 101 - 29, 10)):
+            piece = speed[b, start : start + 30] - speed[b, start : start + 30].mean()
+            for i, lag in enumerate(range(4, 13)):
+                r = sum(piece[t] * piece[t + lag] for t in range(30 - lag)) / (piece**2).sum()
+                assert found[b, p, i] == pytest.approx(r, abs=1e-4)
+
+
+def test_a_rhythm_does_not_ask_where_a_beat_begins():
+    rhythm = Rhythm((1, 1000), pool=2, piece=200, hop=25, lags=(15, 125))
+    regular = beats([80], 1080)
+    one, later = (rhythm.features(regular[..., s : s + 1000]) for s in (0, 37))
+    torch.testing.assert_close(one.mean(1), later.mean(1), atol=0.05, rtol=0)
+
+
+def test_an_irregular_rhythm_is_far_from_regular_ones():
+    rhythm = Rhythm((1, 1000), pool=2, piece=200, hop=25, lags=(15, 125), size=32)
+    torch.manual_seed(0)
+    rhythm.fit([beats([period]) for period in range(60, 110)])
+    regular = torch.cat([rhythm(beats([period])) for period in (71, 83, 95)])
+    dropped = torch.cat([rhythm(beats([p, p, p, 2 * p])) for p in (71, 83, 95)])
+    uneven = rhythm(beats([52, 97, 71, 110, 64]))
+    assert min(dropped.min(), uneven.min()) > regular.max()
+
+
+def test_a_flat_signal_has_no_rhythm_and_a_finite_distance():
+    rhythm = Rhythm((1, 1000), pool=2, piece=200, hop=25, lags=(15, 125))
+    rhythm.fit([beats([80])])
+    assert torch.isfinite(rhythm(torch.zeros(1, 1, 1000))).all()
