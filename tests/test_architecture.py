@@ -53,14 +53,18 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-            found |= _of_package(node) if node.module == "ecgad" else {node.module or ""}
+            found |= _of_package(node)
     return {name for name in found if name.startswith("ecgad.")} - {"ecgad.__version__"}
 
 
 def _of_package(node: ast.ImportFrom) -> set[str]:
-    """`from ecgad import x`: a module of that name, or what the package's `__init__` gives."""
-    stages = set().union(*LAYERS) | {"__version__"}
-    return {f"ecgad.{a.name if a.name in stages else '__init__'}" for a in node.names}
+    """`from p import x`: the module p.x where there is one, else p or what its `__init__` gives."""
+    if node.module == "ecgad":
+        stages = set().union(*LAYERS) | {"__version__"}
+        return {f"ecgad.{a.name if a.name in stages else '__init__'}" for a in node.names}
+    folder = PACKAGE.parent / (node.module or "").replace(".", "/")
+    inside = {a.name for a in node.names if (folder / f"{a.name}.py").exists()}
+    return {f"{node.module}.{name}" for name in inside} or {node.module or ""}
 
 
 def layer(name: str) -> int:

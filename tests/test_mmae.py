@@ -236,9 +236,7 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
 
 # What stands beside the map
 
-BESIDE = Config(
-    beside=(), segment=(5,), local=(4,), **SMALL | {"beside": ("rhythm", "tokens", "covariance")}
-)
+BESIDE = Config(segment=(5,), local=(4,), **SMALL | {"beside": ("rhythm", "tokens", "covariance")})
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ecgad import methods
-from ecgad.methods.uniad import Config, DecoderLayer, EncoderLayer, Model, neighbours, sinusoids
+from ecgad.methods.uniad import Config, Model
+from ecgad.methods.uniad import _DecoderLayer as _DecoderLayer
 from ecgad.parts import encoders
+from ecgad.parts.neighbours import _EncoderLayer, neighbours, sinusoids
 
 SMALL = {"width": 12, "heads": 3, "mlp_ratio": 2, "encoder_depth": 1, "decoder_depth": 1}
 GRIDS = [((9,), (3,)), ((9,), (4,)), ((5, 7), (3, 5)), ((5, 7), (2, 2)), ((3, 4, 5), (1, 3, 3))]
@@ -86,7 +88,7 @@ def test_a_second_layer_lets_every_token_come_back_over_a_distant_one():
 
 def test_the_encoder_sees_itself_through_the_sum_and_neighbours_not_at_all():
     uniad = model()
-    mask, p, layer = uniad.get_buffer("mask"), uniad.position(), uniad.encoding[0]
+    mask, p, layer = uniad.get_buffer("mask"), uniad.places(), uniad.encoding[0]
     seen = reach(lambda z: layer(z, p, mask), torch.randn(1, 10, 12))
     assert torch.equal(seen, ~mask | torch.eye(10, dtype=torch.bool))
 
@@ -95,7 +97,7 @@ def test_the_encoder_sees_itself_through_the_sum_and_neighbours_not_at_all():
 
 
 def test_an_encoder_layer_equals_torch_with_norms_last():
-    mine = EncoderLayer(Config(width=12, heads=3, mlp_ratio=2)).eval()
+    mine = _EncoderLayer(12, 3, 2, dropout=0.1).eval()
     its = nn.TransformerEncoderLayer(12, 3, 24, activation="relu", batch_first=True).eval()
     names = {
         "norms.0": "norm1", "norms.1": "norm2", "attention.out": "self_attn.out_proj",
@@ -135,7 +137,7 @@ def test_the_decoder_begins_with_its_queries_and_not_with_what_it_is_given():
 
 
 def test_the_second_attention_of_a_decoder_layer_looks_at_the_layer_before():
-    layer, p = DecoderLayer(Config(width=12, heads=3)).eval(), torch.zeros(4, 12)
+    layer, p = _DecoderLayer(Config(width=12, heads=3)).eval(), torch.zeros(4, 12)
     mask = torch.zeros(4, 4, dtype=torch.bool)
     query, memory, before = torch.randn(3, 1, 4, 12)
     nn.init.zeros_(layer.look.out.weight)
@@ -151,7 +153,10 @@ def test_the_second_attention_of_a_decoder_layer_looks_at_the_layer_before():
 @pytest.mark.parametrize(("queries", "alike"), [("shared", True), ("position", False)])
 def test_a_shared_query_knows_of_its_place_by_the_sinusoids_alone(queries, alike):
     uniad = model(queries=queries, window=(1,))  # hides itself: the same in any order
-    for table in [*uniad.axes, *(v for k, v in uniad.named_buffers() if k == "waves")]:
+    for table in [
+        *uniad.places.axes,
+        *(v for k, v in uniad.named_buffers() if k == "places.waves"),
+    ]:
         table.data.zero_()
     f, order = torch.randn(1, 10, uniad.enter.in_features), torch.randperm(10)
     same = torch.allclose(uniad.rebuild(f[:, order]), uniad.rebuild(f)[:, order], atol=1e-5)
@@ -169,9 +174,9 @@ def test_sinusoids_follow_the_formula():
 @pytest.mark.parametrize("queries", ["shared", "position"])
 def test_the_position_of_a_picture_s_token_is_its_row_s_beside_its_column_s(queries):
     uniad = model((1, 12, 20), encoder="raw:4", queries=queries)
-    rows, columns = list(uniad.axes) or [sinusoids(side, 6) for side in (3, 5)]
+    rows, columns = list(uniad.places.axes) or [sinusoids(side, 6) for side in (3, 5)]
     for token, (i, j) in enumerate(itertools.product(range(3), range(5))):
-        assert torch.equal(uniad.position()[token], torch.cat([rows[i], columns[j]]))
+        assert torch.equal(uniad.places()[token], torch.cat([rows[i], columns[j]]))
 
 
 def test_a_width_that_axes_cannot_share_is_refused():

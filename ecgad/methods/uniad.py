@@ -18,8 +18,8 @@ jittering).
 With p for positions, M for the mask, and a LayerNorm after every sum:
 
     jitter   f~ = f + alpha |f| / C e, with e ~ N(0, I_C) and alpha = ratio sqrt(C)   `jittered`
-    encoder  z  = z + A(z + p, z + p, z; M), then z + MLP(z)                          `EncoderLayer`
-    decoder  t  = Q_l + A(Q_l + p, m + p, m; M)                                       `DecoderLayer`
+    encoder  z  = z + A(z + p, z + p, z; M), then z + MLP(z)                          `_EncoderLayer`
+    decoder  t  = Q_l + A(Q_l + p, m + p, m; M)                                       `_DecoderLayer`
              t  = t + A(t + p, o + p, o; M), o of the layer before, m for the first
              o' = t + MLP(t)
     loss     mean of (f' - f)^2, f being clean; the map is |f' - f|_2 of each token
@@ -44,7 +44,6 @@ is the same for all methods), gradient clipping and the step schedule (`train.py
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -54,6 +53,7 @@ from torch import Tensor, nn
 from ecgad.parts import encoders
 from ecgad.parts.detector import Detector, Evidence
 from ecgad.parts.layers import CrossAttention, initialise, positions
+from ecgad.parts.neighbours import _EncoderLayer, Places, jittered, mlp, neighbours
 
 
 @dataclass(frozen=True)
@@ -93,38 +93,18 @@ class Model(Detector):
         self.encoder = encoders.build(config.encoder, shape)
         self.config = c = replace(config, encoder=self.encoder.spec)
         grid, channels = self.encoder.grid, self.encoder.layers * self.encoder.width  # C
-        self.register_buffer("places", _places(grid), persistent=False)
+        self.places = Places(grid, c.width, learned=c.queries == "position")
         self.register_buffer("mask", neighbours(grid, c.window), persistent=False)
         self.enter, self.leave = nn.Linear(channels, c.width), nn.Linear(c.width, channels)
-        self.encoding = nn.ModuleList(EncoderLayer(c) for _ in range(c.encoder_depth))
-        self.decoding = nn.ModuleList(DecoderLayer(c) for _ in range(c.decoder_depth))
+        self.encoding = nn.ModuleList(
+            _EncoderLayer(c.width, c.heads, c.mlp_ratio, c.dropout) for _ in range(c.encoder_depth)
+        )
+        self.decoding = nn.ModuleList(_DecoderLayer(c) for _ in range(c.decoder_depth))
         self.norm = nn.LayerNorm(c.width)
         for module in (self.enter, self.encoding, self.decoding, self.leave):
             module.apply(initialise)
         count = 1 if c.queries == "shared" else self.encoder.n
         self.queries = nn.ParameterList(positions(count, c.width) for _ in self.decoding)
-        self._place(grid)
-
-    def _place(self, grid: tuple[int, ...]) -> None:
-        """Positions p: of each axis a share of the width, learned or sinusoidal."""
-        share, rest = divmod(self.config.width, 2 * len(grid))
-        if rest:
-            raise ValueError(
-                f"width {self.config.width} cannot be shared by {len(grid)} axes: "
-                f"give a multiple of {2 * len(grid)}"
-            )
-        if self.config.queries == "position":
-            self.axes = nn.ParameterList(positions(side, 2 * share) for side in grid)
-        else:
-            self.axes = nn.ParameterList()
-            waves = [sinusoids(side, 2 * share) for side in grid]
-            self.register_buffer("waves", _join(waves, self.get_buffer("places")), persistent=False)
-
-    def position(self) -> Tensor:
-        """p, (n, width)."""
-        if not self.axes:
-            return self.get_buffer("waves")
-        return _join(list(self.axes), self.get_buffer("places"))
 
     def warm_up(self, batches: Iterable[Tensor]) -> None:
         self.encoder.warm_up(batches)
@@ -149,13 +129,11 @@ class Model(Detector):
         """In training, f with noise in proportion to the length of each token; else f itself."""
         if not self.training or self.config.jitter == 0:
             return f
-        size = f.shape[-1]
-        alpha = self.config.jitter * size**0.5
-        return f + alpha * f.norm(dim=-1, keepdim=True) / size * torch.randn_like(f)
+        return jittered(f, self.config.jitter)
 
     def rebuild(self, f: Tensor) -> Tensor:
         """Features (b, n, C) as the rest of the record leads to expect them, (b, n, C)."""
-        p, mask = self.position(), self.get_buffer("mask")
+        p, mask = self.places(), self.get_buffer("mask")
         memory = self.enter(f)  # (b, n, width)
         for layer in self.encoding:
             memory = layer(memory, p, mask)
@@ -165,27 +143,13 @@ class Model(Detector):
         return self.leave(self.norm(out))
 
 
-class EncoderLayer(nn.Module):
-    """Masked self-attention and an MLP, each followed by a norm of its sum with the input."""
-
-    def __init__(self, c: Config) -> None:
-        super().__init__()
-        self.attention, self.mlp = CrossAttention(c.width, c.heads), _mlp(c)
-        self.norms = nn.ModuleList(nn.LayerNorm(c.width) for _ in range(2))
-        self.drop = nn.Dropout(c.dropout)
-
-    def forward(self, z: Tensor, p: Tensor, mask: Tensor) -> Tensor:
-        z = self.norms[0](z + self.drop(self.attention(z + p, z + p, z, mask)))
-        return self.norms[1](z + self.drop(self.mlp(z)))
-
-
-class DecoderLayer(nn.Module):
+class _DecoderLayer(nn.Module):
     """Learned queries look at the encoder's tokens, then at what the layer before made of them."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
         self.look, self.refine = (CrossAttention(c.width, c.heads) for _ in range(2))
-        self.mlp = _mlp(c)
+        self.mlp = mlp(c.width, c.mlp_ratio, c.dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(c.width) for _ in range(3))
         self.drop = nn.Dropout(c.dropout)
 
@@ -197,53 +161,3 @@ class DecoderLayer(nn.Module):
         t = self.norms[0](query + self.drop(seen))  # the sum begins with the query
         t = self.norms[1](t + self.drop(self.refine(t + p, before + p, before, mask)))
         return self.norms[2](t + self.drop(self.mlp(t)))
-
-
-def neighbours(grid: tuple[int, ...], window: tuple[int, ...]) -> Tensor:
-    """M: True where token j lies in the window about token i, (n, n) bool.
-
-    A window of w reaches w // 2 tokens to both sides, so that an even one acts as w + 1; `window`
-    has one w an axis, one for all axes, or none, which hides nothing.
-
-    Raises `ValueError` when it has another length or leaves some token nothing to look at.
-    """
-    at = _places(grid)
-    if not window:
-        return torch.zeros(len(at), len(at), dtype=torch.bool)
-    sizes = window * len(grid) if len(window) == 1 else window
-    if len(sizes) != len(grid) or min(sizes) < 1:
-        raise ValueError(
-            f"window {window} does not fit the tokens {grid}: one size of 1 or more each"
-        )
-    reach = torch.tensor(sizes) // 2
-    hidden = ((at[:, None] - at).abs() <= reach).all(-1)
-    if bool(hidden.all(1).any()):
-        raise ValueError(
-            f"window {window} hides all tokens {grid} from some of them: on one axis at least, "
-            "window // 2 must be less than half of its tokens"
-        )
-    return hidden
-
-
-def sinusoids(side: int, width: int) -> Tensor:
-    """Sines and cosines of the place on one axis, (side, width): Vaswani et al., 2017, 3.5."""
-    rate = 10_000 ** (-torch.arange(0, width, 2) / width)  # (width / 2,)
-    angle = torch.arange(side)[:, None] * rate
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
-
-
-def _places(grid: tuple[int, ...]) -> Tensor:
-    """On every axis where each token stands, (n, axes)."""
-    return torch.cartesian_prod(*map(torch.arange, grid)).reshape(math.prod(grid), -1)
-
-
-def _join(axes: list[Tensor], places: Tensor) -> Tensor:
-    """One table (side, share) an axis, side by side for each token: (n, shares)."""
-    return torch.cat([table[places[:, i]] for i, table in enumerate(axes)], dim=-1)
-
-
-def _mlp(c: Config) -> nn.Sequential:
-    hidden = c.mlp_ratio * c.width
-    return nn.Sequential(
-        nn.Linear(c.width, hidden), nn.ReLU(), nn.Dropout(c.dropout), nn.Linear(hidden, c.width)
-    )
