@@ -89,7 +89,7 @@ def evaluate(
             ]
             typed = f"{command} --method {method} --seeds {seeds}"
             rows += tabulate(benchmark, method, scored, sets.test, typed)
-            cases += case_rows(method, scored, sets.test)
+            cases += case_rows(method, scored, sets)
         write(rows, cases, out / benchmark)
     for path in bundles:
         bundle = load(path)
@@ -97,7 +97,7 @@ def evaluate(
         for sets in folds:
             scored = [score_cases(bundle, sets)]
             rows += tabulate(benchmark, bundle.id, scored, sets.test, f"{command} --model {path}")
-            cases += case_rows(bundle.id, scored, sets.test)
+            cases += case_rows(bundle.id, scored, sets)
         write(rows, cases, out / benchmark)
     return out / f"{benchmark}.csv"
 
@@ -276,16 +276,22 @@ def _truth(case: Case, preparation: Preparation, length: int) -> np.ndarray:
     return np.stack([known.get(lead, nothing)[at] for lead in preparation.leads])
 
 
-def case_rows(method: str, scored: Sequence[Scored], cases: Sequence[Case]) -> list[Row]:
+@lru_cache(maxsize=4)  # a case may read its record anew each time
+def _record_ids(sets: Sets) -> list[str]:
+    return [case.record.record_id for case in sets.test]
+
+
+def case_rows(method: str, scored: Sequence[Scored], sets: Sets) -> list[Row]:
     """What each seed's bundle said of each case."""
+    names = _record_ids(sets)
     return [
         {
             "method": method, "seed": seed, "source": case.source, "patient": case.patient,
-            "record_id": case.record.record_id, "label": case.label, "abnormal": case.abnormal,
+            "record_id": names[i], "label": case.label, "abnormal": case.abnormal,
             "score": one.scores[i], "p_value": one.p_values[i],
         }
         for seed, one in enumerate(scored)
-        for i, case in enumerate(cases)
+        for i, case in enumerate(sets.test)
     ]  # fmt: skip
 
 

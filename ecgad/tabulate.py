@@ -114,7 +114,8 @@ def _records(
     patients = np.array([cases[i].patient for i in known])
     scores = np.stack([one.scores[known] for one in scored], axis=1)  # (records, seeds)
     flagged = np.stack([_flagged(one.p_values[known]) for one in scored], axis=1)
-    for name, metric in METRICS.items():
+    both = len(set(y.tolist())) == 2  # else there is nothing to tell apart
+    for name, metric in METRICS.items() if both else ():
         for k, s in enumerate(scores.T):
             yield k, (name, metric(y, s), *bootstrap(metric, y, s, patients, seed=0))
         if len(scored) > 1:
@@ -122,6 +123,8 @@ def _records(
             interval = bootstrap(mean, y, index, patients, seed=0)
             yield "all", (name, mean(y, index), *interval)
     for name, of in (("false_alarm_rate", 0), ("sensitivity", 1)):
+        if not (y == of).any():
+            continue
         shares = flagged[y == of].mean(axis=0)
         for k, share in enumerate(shares):
             yield k, (name, float(share), np.nan, np.nan)

@@ -262,3 +262,26 @@ def test_a_few_records_are_not_seen_more_than_so_many_times(
         monkeypatch.setitem(ev.PLANS, "pca", ev.Plan(budget=Budget(steps=100, batch=4), epochs=10))
         ev.trained("pca", Sets(made, made[:1], made[:1], [], {}), 0, tmp_path / str(n))
     assert budgets == [20, 100]
+
+
+def test_where_all_records_are_of_one_kind_only_their_shares_are_told():
+    some = cases(np.zeros((4, 12, 1), np.float32), "a", abnormal=True)
+    one = scored([[0.0, 1, 2, 3]], [0.01, 0.5, 0.01, 0.01])
+    found = {r["metric"]: r["value"] for r in tabulate("x", "m", one, some, "cmd")}
+    assert found == {"sensitivity": 0.75}
+
+
+def test_another_score_of_the_same_bundle_trains_nothing(ecg: Ecg, tmp_path: Path):
+    sets = Sets(*(cases(ecg(n, seed=n, t=1000), "a") for n in (20, 8, 20, 4)), card={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ev.PLANS, "top", ev.Plan(scored="pca", use=("top",)))
+        plain = ev.trained("pca", sets, 0, tmp_path / "pca-0", report=lambda line: None)
+        patch.setattr(ev, "learn", None)
+        other = ev.trained("top", sets, 0, tmp_path / "top-0", report=lambda line: None)
+    prepared = ev.prepared_cases(sets, "test", plain.preparation)[0]
+    assert prepared is not None
+    np.testing.assert_allclose(other.judge(prepared).map, plain.judge(prepared).map, rtol=1e-5)
+    assert other.rule.use == ("top",)
+    assert plain.rule.use == ("mean",)
+    assert other.judge(prepared).score != plain.judge(prepared).score
+    assert not (tmp_path / "top-0").exists()
