@@ -91,7 +91,7 @@ def test_noise_fills_0_to_1_and_centred_noise_has_both_signs(sheet: np.ndarray):
 
 
 def test_the_field_is_read_bilinearly():
-    dent = Dent(resolution=5, octaves=1)
+    dent = Dent(scale=3, resolution=5, octaves=1)
     corners = np.array([[0.0, 0.0], [1.0, 1.0], [0.25, 0.5], [0.5, 0.5], [0.25, 0.75], [0.5, 0.75]])
     inside = np.array([[0.3, 0.6]])
     values = field(np.concatenate([corners, inside]), new(), dent)
