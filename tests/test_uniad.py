@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ecgad import methods
 from ecgad.methods.uniad import Config, Model
-from ecgad.methods.uniad import _DecoderLayer as _DecoderLayer
+from ecgad.methods.uniad import DecoderLayer as DecoderLayer
 from ecgad.parts import encoders
-from ecgad.parts.neighbours import _EncoderLayer, neighbours, sinusoids
+from ecgad.parts.neighbours import EncoderLayer, neighbours, sinusoids
 
 SMALL = {"width": 12, "heads": 3, "mlp_ratio": 2, "encoder_depth": 1, "decoder_depth": 1}
 GRIDS = [((9,), (3,)), ((9,), (4,)), ((5, 7), (3, 5)), ((5, 7), (2, 2)), ((3, 4, 5), (1, 3, 3))]
@@ -97,7 +97,7 @@ def test_the_encoder_sees_itself_through_the_sum_and_neighbours_not_at_all():
 
 
 def test_an_encoder_layer_equals_torch_with_norms_last():
-    mine = _EncoderLayer(12, 3, 2, dropout=0.1).eval()
+    mine = EncoderLayer(12, 3, 2, dropout=0.1).eval()
     its = nn.TransformerEncoderLayer(12, 3, 24, activation="relu", batch_first=True).eval()
     names = {
         "norms.0": "norm1", "norms.1": "norm2", "attention.out": "self_attn.out_proj",
@@ -137,7 +137,7 @@ def test_the_decoder_begins_with_its_queries_and_not_with_what_it_is_given():
 
 
 def test_the_second_attention_of_a_decoder_layer_looks_at_the_layer_before():
-    layer, p = _DecoderLayer(Config(width=12, heads=3)).eval(), torch.zeros(4, 12)
+    layer, p = DecoderLayer(Config(width=12, heads=3)).eval(), torch.zeros(4, 12)
     mask = torch.zeros(4, 4, dtype=torch.bool)
     query, memory, before = torch.randn(3, 1, 4, 12)
     nn.init.zeros_(layer.look.out.weight)

@@ -17,9 +17,9 @@ jittering).
 
 With p for positions, M for the mask, and a LayerNorm after every sum:
 
-    jitter   f~ = f + alpha |f| / C e, with e ~ N(0, I_C) and alpha = ratio sqrt(C)   `jittered`
-    encoder  z  = z + A(z + p, z + p, z; M), then z + MLP(z)                          `_EncoderLayer`
-    decoder  t  = Q_l + A(Q_l + p, m + p, m; M)                                       `_DecoderLayer`
+    jitter   f~ = f + alpha |f| / C e, with e ~ N(0, I_C) and alpha = ratio sqrt(C)  `jittered`
+    encoder  z  = z + A(z + p, z + p, z; M), then z + MLP(z)                         `EncoderLayer`
+    decoder  t  = Q_l + A(Q_l + p, m + p, m; M)                                       `DecoderLayer`
              t  = t + A(t + p, o + p, o; M), o of the layer before, m for the first
              o' = t + MLP(t)
     loss     mean of (f' - f)^2, f being clean; the map is |f' - f|_2 of each token
@@ -47,13 +47,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from ecgad.parts import encoders
 from ecgad.parts.detector import Detector, Evidence
 from ecgad.parts.layers import CrossAttention, initialise, positions
-from ecgad.parts.neighbours import _EncoderLayer, Places, jittered, mlp, neighbours
+from ecgad.parts.neighbours import Places, EncoderLayer, jittered, mlp, neighbours
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,9 @@ class Model(Detector):
         self.register_buffer("mask", neighbours(grid, c.window), persistent=False)
         self.enter, self.leave = nn.Linear(channels, c.width), nn.Linear(c.width, channels)
         self.encoding = nn.ModuleList(
-            _EncoderLayer(c.width, c.heads, c.mlp_ratio, c.dropout) for _ in range(c.encoder_depth)
+            EncoderLayer(c.width, c.heads, c.mlp_ratio, c.dropout) for _ in range(c.encoder_depth)
         )
-        self.decoding = nn.ModuleList(_DecoderLayer(c) for _ in range(c.decoder_depth))
+        self.decoding = nn.ModuleList(DecoderLayer(c) for _ in range(c.decoder_depth))
         self.norm = nn.LayerNorm(c.width)
         for module in (self.enter, self.encoding, self.decoding, self.leave):
             module.apply(initialise)
@@ -143,7 +142,7 @@ class Model(Detector):
         return self.leave(self.norm(out))
 
 
-class _DecoderLayer(nn.Module):
+class DecoderLayer(nn.Module):
     """Learned queries look at the encoder's tokens, then at what the layer before made of them."""
 
     def __init__(self, c: Config) -> None:
