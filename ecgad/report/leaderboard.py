@@ -1,6 +1,6 @@
 """The README's tables, made from the committed result files, so that neither can drift.
 
-python -m ecgad.report.leaderboard data/leaderboard README.md
+python -m ecgad.report.leaderboard data/leaderboard README.md     tables, and the plots beside them
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def markdown(rows: Sequence[Row], metric: str = "record_auroc") -> str:
     Methods of one seed show that seed; others the mean over their seeds. The best AUROC or AUPRC of
     a column is bold.
     """
-    shown = [r for r in rows if r["metric"] == metric and _is_summary(r, rows)]
+    shown = summaries(rows, metric)
     sources = list(dict.fromkeys(r["source"] for r in shown))
     best = {s: max(float(r["value"]) for r in shown if r["source"] == s) for s in sources}
-    best = best if metric.startswith("record_") else {}
+    best = {} if metric.startswith(("false_alarm_rate", "sensitivity")) else best
     head = ["method", *(_heading(s, shown) for s in sources), "parameters", "MACs a record"]
     lines = [head, ["---"] * len(head)]
     for method in dict.fromkeys(r["method"] for r in shown):
@@ -39,18 +39,37 @@ def markdown(rows: Sequence[Row], metric: str = "record_auroc") -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def summaries(rows: Sequence[Row], metric: str) -> list[Row]:
+    """The rows of a metric that are shown: of each method and source the mean over its seeds."""
+    return [r for r in rows if r["metric"] == metric and _is_summary(r, rows)]
+
+
 def update(readme: Path, folder: Path) -> None:
-    """Rewrites what stands between `<!-- table NAME METRIC -->` and `<!-- /table -->`."""
+    """Rewrites what stands between `<!-- table NAME METRIC METHOD.. -->` and `<!-- /table -->`."""
     readme.write_text(rewritten(readme.read_text("utf-8"), folder), encoding="utf-8")
 
 
 def rewritten(text: str, folder: Path) -> str:
     def table(match: re.Match[str]) -> str:
-        name, metric = match[1], match[2]
-        made = markdown(read_rows(folder / f"{name}.csv"), metric)
-        return f"<!-- table {name} {metric} -->\n{made}\n<!-- /table -->"
+        name, metric, *methods = match[1].split()
+        rows = read_rows(folder / f"{name}.csv")
+        rows = [r for r in rows if not methods or r["method"] in methods]
+        made = markdown(sorted(rows, key=lambda r: _place(r, methods)), metric)
+        return f"<!-- table {match[1]} -->\n{made}\n<!-- /table -->"
 
-    return re.sub(r"<!-- table (\w+) ([\w.]+) -->.*?<!-- /table -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- table ([^>]+) -->.*?<!-- /table -->", table, text, flags=re.DOTALL)
+
+
+def _place(row: Row, methods: Sequence[str]) -> int:
+    return methods.index(row["method"]) if methods else 0
+
+
+def plots(text: str, folder: Path) -> None:
+    """Draws the plots that a text shows, `FOLDER/BENCHMARK-KIND.png` of its methods."""
+    from ecgad.report.curves import draw
+
+    for name, methods in re.findall(r"<!-- plots (\w+) ([^>]+) -->", text):
+        draw(folder, name, methods.split())
 
 
 def _is_summary(row: Row, rows: Sequence[Row]) -> bool:
@@ -79,3 +98,4 @@ def _macs(text: str) -> str:
 
 if __name__ == "__main__":
     update(Path(sys.argv[2]), Path(sys.argv[1]))
+    plots(Path(sys.argv[2]).read_text("utf-8"), Path(sys.argv[1]))
