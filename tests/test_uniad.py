@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ecgad import methods
-from ecgad.methods.uniad import Config, Model
-from ecgad.methods.uniad import DecoderLayer as DecoderLayer
+from ecgad.methods.uniad import Config, Model, _DecoderLayer
 from ecgad.parts import encoders
 from ecgad.parts.neighbours import EncoderLayer, neighbours, sinusoids
 
@@ -137,7 +136,7 @@ def test_the_decoder_begins_with_its_queries_and_not_with_what_it_is_given():
 
 
 def test_the_second_attention_of_a_decoder_layer_looks_at_the_layer_before():
-    layer, p = DecoderLayer(Config(width=12, heads=3)).eval(), torch.zeros(4, 12)
+    layer, p = _DecoderLayer(Config(width=12, heads=3)).eval(), torch.zeros(4, 12)
     mask = torch.zeros(4, 4, dtype=torch.bool)
     query, memory, before = torch.randn(3, 1, 4, 12)
     nn.init.zeros_(layer.look.out.weight)

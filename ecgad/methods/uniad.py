@@ -19,7 +19,7 @@ With p for positions, M for the mask, and a LayerNorm after every sum:
 
     jitter   f~ = f + alpha |f| / C e, with e ~ N(0, I_C) and alpha = ratio sqrt(C)  `jittered`
     encoder  z  = z + A(z + p, z + p, z; M), then z + MLP(z)                         `EncoderLayer`
-    decoder  t  = Q_l + A(Q_l + p, m + p, m; M)                                       `DecoderLayer`
+    decoder  t  = Q_l + A(Q_l + p, m + p, m; M)                                      `_DecoderLayer`
              t  = t + A(t + p, o + p, o; M), o of the layer before, m for the first
              o' = t + MLP(t)
     loss     mean of (f' - f)^2, f being clean; the map is |f' - f|_2 of each token
@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from ecgad.parts import encoders
 from ecgad.parts.detector import Detector, Evidence
 from ecgad.parts.layers import CrossAttention, initialise, positions
-from ecgad.parts.neighbours import Places, EncoderLayer, jittered, mlp, neighbours
+from ecgad.parts.neighbours import EncoderLayer, Places, jittered, mlp, neighbours
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Model(Detector):
         self.encoding = nn.ModuleList(
             EncoderLayer(c.width, c.heads, c.mlp_ratio, c.dropout) for _ in range(c.encoder_depth)
         )
-        self.decoding = nn.ModuleList(DecoderLayer(c) for _ in range(c.decoder_depth))
+        self.decoding = nn.ModuleList(_DecoderLayer(c) for _ in range(c.decoder_depth))
         self.norm = nn.LayerNorm(c.width)
         for module in (self.enter, self.encoding, self.decoding, self.leave):
             module.apply(initialise)
@@ -142,7 +142,7 @@ class Model(Detector):
         return self.leave(self.norm(out))
 
 
-class DecoderLayer(nn.Module):
+class _DecoderLayer(nn.Module):
     """Learned queries look at the encoder's tokens, then at what the layer before made of them."""
 
     def __init__(self, c: Config) -> None:
