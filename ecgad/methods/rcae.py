@@ -27,11 +27,11 @@ slope is far smaller than the lead. The DPN is given the gradient of its INPUT; 
 that up returns the record but for an offset, anomaly and all. So it sees |I'|, averaged over
 `envelope` samples: how steep it is here, and neither which way nor when exactly. (`envelope` = 0
 gives it I' itself, as in the paper: on made records with a shuffled stretch the DPN then moved I_D
-from 22.5 to 21.5 of the anomaly, and with |I'| from 22.5 to 28.3.) The pair (I_D^n, I) enters the CRD as (I - I_D^n, I): the same
-information, nearer to the answer, in deviations over the normals. Lengths that halving does not
-divide are padded on both sides with their edge values, and cropped. The map has one row, as in the
-paper: pseudo-anomalies keep the laws between the leads and so hurt many at once, and with a row for
-each lead the CRD did not learn to say which one was.
+from 22.5 to 21.5 of the anomaly, and with |I'| from 22.5 to 28.3.) The pair (I_D^n, I) enters the
+CRD as (I - I_D^n, I): the same information, nearer to the answer, in deviations over the normals.
+Lengths that halving does not divide are padded on both sides with their edge values, and cropped.
+The map has one row, as in the paper: pseudo-anomalies keep the laws between the leads and so hurt
+many at once, and with a row for each lead the CRD did not learn to say which one was.
 
 `whole` holds the score that needs no pseudo-anomaly, as a column beside the map: `fluctuation`, the
 mean over places and leads of sum_n |I_D^n - I_D^(n-1)| + |I - I_D^N|. Normal places settle within
