@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecgad.parts.layers import Block, initialise, positions
+from ecgad.parts.layers import Block, initialise, positions, resize
 from ecgad.parts.tokens import Tokens
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -76,9 +76,7 @@ class Encoder(nn.Module, ABC):
 
     def spread(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:
         """One number a token as a map: (b, n) -> (b, 1, *shape), linear between their centres."""
-        laid = values.reshape(-1, 1, *self.grid)
-        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(self.grid)]
-        return F.interpolate(laid, size=shape, mode=mode, align_corners=False)
+        return resize(values.reshape(-1, 1, *self.grid), shape)
 
 
 class Patches(Encoder):

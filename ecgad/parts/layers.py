@@ -90,6 +90,17 @@ def average_pool(axes: int) -> Callable[..., nn.Module]:
     return _of_axes(axes, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
+def batch_norm(axes: int) -> Callable[..., nn.Module]:
+    """The norm by batch statistics, or running ones once learned, over 1, 2 or 3 axes."""
+    return _of_axes(axes, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def resize(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(b, c, *grid) -> (b, c, *shape), linear between the middles of the places."""
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(shape)]
+    return F.interpolate(x, size=shape, mode=mode, align_corners=False)
+
+
 def _of_axes(axes: int, *kinds: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     if not 1 <= axes <= len(kinds):
         raise ValueError(f"a convolution over {axes} axes; torch has them over 1, 2 and 3")
