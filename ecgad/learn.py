@@ -24,7 +24,7 @@ from ecgad.calibrate import Calibration
 from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.recalibrate import calibration_scores, usable
 from ecgad.record import LEADS, Record
-from ecgad.score import Rule, fit_rule, row_validity
+from ecgad.score import Rule, features, fit_rule, row_validity, score
 from ecgad.train import Budget, Progress, fit
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def learn(
     run = run_torch(model, device)
     use = use or ("mean", *model.whole)
     rule, groups = calibrate(run, normals, preparation, model.whole, use, seed)
-    damage_auroc = probe(model) if probe else None
+    damage_auroc = probe(model, rule) if probe else None
     card = _card(method, model, preparation, rule, groups, normals, seed, budget, pretrain)
     card |= {
         "id": name or method,
@@ -182,10 +182,11 @@ def calibrate(
 
 def damage_probe(
     records: Sequence[Record], preparation: Preparation, seed: int = 0
-) -> Callable[[Detector], float]:
+) -> Callable[..., float]:
     """A function that gives a model's AUROC of held-out normals against damaged copies of them.
 
-    The damage is drawn once, one kind of `edits.DAMAGE` a record in turn; no label is used.
+    It goes by the map's mean, or by a rule where one is given. The damage is drawn once, one kind
+    of `edits.DAMAGE` a record in turn; no label is used.
     """
     from ecgad.parts.synthesis.edits import DAMAGE, damage
 
@@ -198,16 +199,24 @@ def damage_probe(
         for into, one in ((clean, record), (damaged, altered)):
             into.append(prepare(one, preparation).windows[0])
 
-    def probe(model: Detector) -> float:
+    def probe(model: Detector, rule: Rule | None = None) -> float:
         from sklearn.metrics import roc_auc_score
 
         from ecgad.export import run_torch
 
         run = run_torch(model)
-        scores = [float(run(x[None])[0].mean()) for x in (*clean, *damaged)]
+        scores = [_window_score(run, x, model.whole, rule) for x in (*clean, *damaged)]
         return float(roc_auc_score([0] * len(clean) + [1] * len(damaged), scores))
 
     return probe
+
+
+def _window_score(run: Run, x: np.ndarray, whole: tuple[str, ...], rule: Rule | None) -> float:
+    """Of one window (leads, time), by `rule`; without one, the map's mean."""
+    map, rest = run(x[None])
+    if rule is None:
+        return float(map.mean())
+    return score(features(map[0], np.ones(map[0].shape, bool), rest[0], whole), rule)
 
 
 def prepared_windows(prepared: Iterable[Prepared]) -> np.ndarray:

@@ -17,6 +17,7 @@ from ecgad.export import disagreement, export_onnx, run_onnx
 from ecgad.learn import Normals, Pretraining, calibrate, damage_probe, learn
 from ecgad.prepare.signal import Preparation, prepare
 from ecgad.record import LEADS, NOT_ASSESSABLE, Record
+from ecgad.score import fit_rule
 from ecgad.train import Budget
 
 Ecg = Callable[..., np.ndarray]
@@ -161,7 +162,9 @@ def test_the_probe_tells_damaged_records_from_their_originals(ecg: Ecg):
     clean = np.stack([prepare(r, Preparation()).windows[0] for r in records])
 
     class Remembers:
-        """Strange is what it has not seen."""
+        """Strange is what it has not seen; `known` is how usual a record is, and so the reverse."""
+
+        whole = ("known",)
 
         def eval(self) -> "Remembers":
             return self
@@ -176,9 +179,15 @@ def test_the_probe_tells_damaged_records_from_their_originals(ecg: Ecg):
 
             seen = torch.from_numpy(clean)
             nearest = (seen - x).abs().mean((1, 2)).argmin()
-            return Evidence((seen[nearest][None] - x).abs(), x.new_zeros(1, 0))
+            map = (seen[nearest][None] - x).abs()
+            return Evidence(map, -map.mean((1, 2))[:, None])
 
-    assert damage_probe(records, Preparation())(Remembers()) > 0.95  # type: ignore[arg-type]
+    probe, of_usual = damage_probe(records, Preparation()), np.ones((12, 1000), bool)
+    assert probe(Remembers()) > 0.95
+    maps = [np.random.default_rng(i).random((12, 1000)) for i in range(3)]
+    told = [np.array([float(i)]) for i in range(3)]
+    rule = fit_rule(maps, [of_usual] * 3, told, ("known",), ("known",), 3.0)
+    assert probe(Remembers(), rule) < 0.05
 
 
 def test_an_export_that_disagrees_is_refused_and_leaves_no_file(
