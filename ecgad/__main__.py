@@ -69,7 +69,7 @@ def screen(
         out: Folder for the rows (results.csv, part-*.parquet), report.html and manifest.json.
         workers: Processes; one a core if absent.
         shard: i/n: every n-th record from the i-th on, to share an archive between machines.
-        engine: Where the processes run; "local" is here.
+        engine: Where the processes run: local, or ray for all machines of a Ray cluster.
         recalibrate: Folder or list of this site's own records taken as normal, 200 to 500: p-values
             are then counted among them.
     """
@@ -252,16 +252,9 @@ def export(bundle: Path, /, *, quiet: Quiet = False) -> int:
     Args:
         bundle: Folder of a trained model.
     """
-    from ecgad.bundle import file_sha256, load_detector, write
+    from ecgad.bundle import rewrite
 
-    card, weights = bundle / "card.json", bundle / "weights.safetensors"
-    if not (card.is_file() and weights.is_file()):
-        raise ValueError(f"{bundle} is no model folder: {card.name} or {weights.name} is missing")
-    known = json.loads(card.read_text(encoding="utf-8"))
-    if known["weights_sha256"] != file_sha256(weights):
-        raise ValueError(f"{weights} is not the file that {card} names: copy the folder anew")
-    write(known, load_detector(bundle), bundle)
-    difference = json.loads(card.read_text(encoding="utf-8"))["onnx_difference"]
+    difference = rewrite(bundle)
     if not quiet:
         _print(
             f"{bundle / 'model.onnx'} agrees with torch to {difference:.1g} of the largest value"
@@ -281,6 +274,24 @@ def report(out: Path, /, *, quiet: Quiet = False) -> int:
     page = write_report(out)
     if not quiet:
         _print(str(page))
+    return OK
+
+
+@app.command
+def merge(shards: list[Path], /, *, out: Out, quiet: Quiet = False) -> int:
+    """Join the folders of all shards of a screening into one, as made in one piece.
+
+    Args:
+        shards: Folders of `screen --shard 1/n` to `--shard n/n`.
+        out: A new folder.
+    """
+    from ecgad.report.terminal import screening
+    from ecgad.screen import counts, strangest
+    from ecgad.screen import merge as run
+
+    table = run(shards, out)
+    if not quiet:
+        _print(*screening(strangest(table, 10), counts(table), out / "report.html"))
     return OK
 
 

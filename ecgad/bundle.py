@@ -246,6 +246,21 @@ def write(card: dict[str, Any], model: Detector, folder: Path) -> Path:
     return folder
 
 
+def rewrite(folder: Path) -> float:
+    """Makes the ONNX file of a bundle anew from its weights; returns how far it is from torch.
+
+    Raises `ValueError` when there are none, or not those that the card names.
+    """
+    file, weights = folder / "card.json", folder / "weights.safetensors"
+    if not (file.is_file() and weights.is_file()):
+        raise ValueError(f"{folder} is no model folder: {file.name} or {weights.name} is missing")
+    card = json.loads(file.read_text(encoding="utf-8"))
+    if card["weights_sha256"] != file_sha256(weights):
+        raise ValueError(f"{weights} is not the file that {file} names: copy the folder anew")
+    write(card, load_detector(folder), folder)
+    return json.loads(file.read_text(encoding="utf-8"))["onnx_difference"]
+
+
 def write_card(card: dict[str, Any], folder: Path) -> None:
     text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "card.json").write_text(text + "\n", encoding="utf-8")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+import errno
 import importlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from archive import tiny_model, write_archive, write_record
+from bench_kills import killed_at
 
 from ecgad import ReadError, load, read
 from ecgad.bundle import Bundle, write_card
@@ -200,6 +205,119 @@ def test_a_run_killed_midway_carries_on_to_the_same_bytes(whole, archive, model,
     assert results(tmp_path) == results(whole)
 
 
+def test_killed_at_any_step_a_run_carries_on_to_the_same_bytes(whole, archive, model, tmp_path):
+    """Steps are records scored, files written and files renamed; some 50 in all."""
+    for step in (2, 3, 14, 17, 9):
+        assert killed_at(step, archive, tmp_path, model) == -signal.SIGKILL
+    screen(archive, tmp_path, model=model, workers=1, quiet=True)
+    assert results(tmp_path) == results(whole)
+    assert not list(tmp_path.glob("*.writing"))
+    assert folder.read_manifest(tmp_path)["counts"] == folder.read_manifest(whole)["counts"]
+
+
+def test_a_worker_killed_in_mid_run_loses_nothing(whole, archive, model, tmp_path, monkeypatch):
+    write, killed = folder.write_part, []
+
+    def write_and_kill(*args):
+        if not killed:
+            killed.extend(multiprocessing.active_children()[:1])
+            killed[0].kill()
+        write(*args)
+
+    monkeypatch.setattr(folder, "write_part", write_and_kill)
+    screen(archive, tmp_path, model=model, workers=2, quiet=True)
+    assert killed[0].exitcode == -signal.SIGKILL
+    assert results(tmp_path) == results(whole)
+
+
+@pytest.mark.parametrize("call", [1, 5, 12, 20])
+def test_a_full_disk_ends_the_run_and_what_is_written_stays(
+    whole, archive, model, tmp_path, monkeypatch, call
+):
+    """The system tells at the latest when a file is flushed, two times a file."""
+    sync, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) >= call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left .* the same command carries on"):
+            screen(archive, tmp_path, model=model, workers=1, quiet=True)
+    assert not list(tmp_path.glob("*.writing"))
+    screen(archive, tmp_path, model=model, workers=1, quiet=True)
+    assert results(tmp_path) == results(whole)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_words(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="out cannot be written: Not a directory; take another"):
+        folder.locked(tmp_path / "file/out").__enter__()
+    place = Path(tempfile.mkdtemp())  # below a folder that others may enter
+    place.chmod(0o555)
+    try:
+        with another_user(), pytest.raises(ValueError, match="cannot be written: Permission"):
+            folder.locked(place).__enter__()
+    finally:
+        shutil.rmtree(place)
+
+
+@contextmanager
+def another_user():
+    """For root may write everywhere."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_an_unfinished_run_goes_on_with_the_inputs_it_began_with(model, tmp_path, ecg, capsys):
+    """A file is gone, one has grown and one has come since the run was killed."""
+    place, out = tmp_path / "in", tmp_path / "out"
+    for i, mv in enumerate(ecg(10, seed=9, t=1000)):
+        write_record(place, f"r{i}", mv)
+    assert killed_at(16, place, out, model) == -signal.SIGKILL  # the first part is there
+    (place / "r8.dat").unlink()
+    (place / "r8.hea").unlink()
+    with (place / "r9.hea").open("a") as file:
+        file.write("# a comment\n")
+    write_record(place, "s0", ecg(1, seed=10, t=1000)[0])
+    table = screen(place, out, model=model, workers=1)
+    said = "changed since this screening began: 10 inputs there, 10 now, the first that differs is"
+    assert f"{said} {place}/r8.hea" in capsys.readouterr().err
+    assert [Path(path).stem for path in table["path"].to_pylist()] == [f"r{i}" for i in range(10)]
+    gone, grown = table.to_pylist()[8:]
+    assert gone["error"] == f"{place}/r8.hea: there is no such file"
+    assert grown["source_sha256"] == read(place / "r9.hea").source_sha256
+    assert counts(table)["failed"] == 1
+    with pytest.raises(ValueError, match="another screening .10 inputs there, 10 now"):
+        screen(place, out, model=model, workers=1, quiet=True)  # for now it is finished
+
+
+def test_a_file_deleted_while_its_folder_is_screened_is_a_row(model, tmp_path, ecg, monkeypatch):
+    for i, mv in enumerate(ecg(3, seed=9, t=1000)):
+        write_record(tmp_path / "in", f"r{i}", mv)
+    score, seen = SCREEN.score_file, []
+
+    def score_and_delete(path, *args):
+        if not seen:
+            (tmp_path / "in/r1.dat").unlink()
+        seen.append(path)
+        return score(path, *args)
+
+    monkeypatch.setattr(SCREEN, "score_file", score_and_delete)
+    table = screen(tmp_path / "in", tmp_path / "out", model=model, workers=1, quiet=True)
+    assert "'r1.dat' that its header names is not there" in row_of(table, "r1")["error"]
+    assert counts(table)["scored"] == 2
+
+
 def _wait_for(true, seconds=180):
     end = time.monotonic() + seconds
     while not true():
@@ -212,16 +330,6 @@ def _is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def test_two_shards_hold_every_record_once(whole, archive, model, tmp_path):
-    tables = [
-        screen(archive, tmp_path / i, model=model, workers=1, shard=f"{i}/2", quiet=True)
-        for i in "12"
-    ]
-    rows = [row for table in tables for row in table.to_pylist()]
-    expected = folder.read_table(whole).to_pylist()
-    assert sorted(rows, key=lambda r: r["path"]) == sorted(expected, key=lambda r: r["path"])
 
 
 def test_a_shard_is_every_nth_from_its_own_place_on():
@@ -249,7 +357,9 @@ def test_a_folder_is_free_again_after_a_run_that_failed(tmp_path):
 @pytest.fixture
 def begun(archive, model, tmp_path):
     """OUT of a screening that has only begun."""
-    folder.begin(tmp_path, folder.plan(find(archive), load(model), 0.05, None, "first command"))
+    folder.begin(
+        tmp_path, folder.plan(find(archive), load(model), 0.05, None, "first command", [archive])
+    )
     return tmp_path
 
 
@@ -276,7 +386,7 @@ def test_other_inputs_are_named(begun, archive, model):
 def test_another_model_is_refused(begun, archive, model):
     bundle = load(model)
     bundle.card["id"] = "other"
-    planned = folder.plan(find(archive), bundle, 0.05, None, "")
+    planned = folder.plan(find(archive), bundle, 0.05, None, "", [archive])
     with pytest.raises(
         ValueError, match=r"model mmae \(\w{8}, .*\) there, other \(\w{8}, .*\) now"
     ):
@@ -322,7 +432,7 @@ def test_a_folder_without_records_is_nothing_to_score(model, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"engine": "ray"}, "engine 'ray' is not in this version"),
+        ({"engine": "slurm"}, "engine is 'slurm'; there are 'local' and 'ray'"),
         ({"workers": 0}, "workers is 0; at least 1"),
         ({"alpha": 0.01}, "nothing could ever be flagged"),
         ({"shard": "5"}, "shard is '5'"),

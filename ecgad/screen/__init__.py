@@ -12,6 +12,8 @@ rows       what is said of a record
 folder     what is in OUT, and when it may be added to
 site       the model in OUT, calibrated with a site's own records
 workers    processes that may die
+cluster    the same on many machines, by Ray
+merge      shards into one
 progress   what is seen meanwhile
 """
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -31,13 +33,18 @@ from ecgad.calibrate import check_alpha
 from ecgad.read import FORMATS, find, read
 from ecgad.record import ReadError, Result
 from ecgad.screen import folder, site
+from ecgad.screen.merge import merge
 from ecgad.screen.progress import Progress
 from ecgad.screen.rows import Row, counts, failed_row, result_row, schema, strangest
+from ecgad.screen.workers import Done, run_chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["NothingToScore", "counts", "schema", "score_file", "screen", "strangest", "take_shard"]
+__all__ = [
+    "NothingToScore", "counts", "merge", "schema", "score_file", "screen", "strangest",
+    "take_shard",
+]  # fmt: skip
 
 TOP = 20  # records drawn in the report
 
@@ -63,18 +70,17 @@ def screen(
     Returns the rows (`schema`), one for each record: a record that cannot be read or judged is a
     row that says why. `out` then holds them as part-*.parquet and as results.csv, with report.html
     and manifest.json. Called again with the same arguments it carries on after a crash. What runs
-    is the model's ONNX file, on `workers` processes (default: one a core; 1: in this process).
+    is the model's ONNX file, on `workers` processes (default: one a core; 1: in this process), of
+    this machine or, with `engine="ray"`, of a Ray cluster whose nodes all see the same files.
     `shard="1/4"` takes every fourth record, from the first on. `recalibrate` is a folder or list of
     this site's own presumed normals: p-values are then counted among their scores.
 
     Raises `ValueError` when there is no record, when `out` holds another screening or is in use,
     or when nothing could ever be flagged at `alpha`; `ReadError` when a path does not exist.
     """
-    if engine != "local":
-        raise ValueError(f"engine {engine!r} is not in this version; there is: 'local'")
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; at least 1 process is needed")
-    workers = workers or _cores()
+    run = _runner(engine, workers)
     out, bundle = Path(out), model if isinstance(model, Bundle) else load(model)
     if recalibrate is None:
         check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
@@ -90,17 +96,20 @@ def screen(
         with site.settled(bundle, out, recalibrate, quiet) as place:
             bundle = load(place)
             check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
-            manifest = folder.begin(out, folder.plan(places, bundle, alpha, shard, command))
-        _score_parts(out, manifest, home, workers, quiet)
-        table = folder.finish(out, manifest, bundle)
-        _draw(out, table, home, alpha, workers, quiet)
+            planned = folder.plan(places, bundle, alpha, shard, command, paths)
+            manifest = folder.begin(out, planned)
+        _score_parts(out, manifest, home, run, quiet)
+        table = folder.finish(out, manifest, bundle.card)
+        _draw(out, table, home, alpha, workers or _cores(), quiet)
     if not quiet:
         _tell(manifest)
     return table
 
 
 def _tell(manifest: folder.Manifest) -> None:
-    """What must be known of the flags as a whole."""
+    """What must be known of the rows as a whole."""
+    if manifest.get("since"):
+        print(f"changed since this screening began: {manifest['since']}", file=sys.stderr)
     if manifest["recalibrated"]:
         print(site.words(manifest["recalibrated"]), file=sys.stderr)
     if manifest["drift"]["warns"]:
@@ -129,12 +138,25 @@ def score_file(path: str, bundle: Bundle, alpha: float) -> tuple[Row, Result | N
         return failed_row(path, what, bundle), None
 
 
+def _runner(engine: str, workers: int | None) -> Callable[..., Generator[Done]]:
+    """Runs chunks on this machine, or on all that a Ray cluster has."""
+    if engine == "local":
+        return partial(run_chunks, workers=workers or _cores())
+    if engine == "ray":
+        from ecgad.screen.cluster import run_on_ray
+
+        return partial(run_on_ray, workers=workers)
+    raise ValueError(f"engine is {engine!r}; there are 'local' and 'ray'")
+
+
 def _score_parts(
-    out: Path, manifest: folder.Manifest, home: Path, workers: int, quiet: bool
+    out: Path,
+    manifest: folder.Manifest,
+    home: Path,
+    run: Callable[..., Generator[Done]],
+    quiet: bool,
 ) -> None:
     """Scores the chunks whose part is not in `out` yet, and notes how long each took."""
-    from ecgad.screen.workers import run_chunks
-
     places = {n: folder.part(out, n) for n in folder.chunks(manifest)}
     missing = {
         n: paths
@@ -147,7 +169,7 @@ def _score_parts(
     try:
         with (
             Progress("scoring", "records", total, done, quiet) as progress,
-            closing(run_chunks(missing, make, lost, workers)) as scored,
+            closing(run(missing, make, lost)) as scored,
         ):
             for number, rows, seconds in scored:
                 folder.write_part(places[number], rows)
@@ -174,7 +196,6 @@ def _lost(home: Path, path: str, code: int | None) -> Row:
 def _draw(out: Path, table: pa.Table, home: Path, alpha: float, workers: int, quiet: bool) -> None:
     """The report; the strangest records are scored again, to be drawn."""
     from ecgad.report.html import write_report
-    from ecgad.screen.workers import run_chunks
 
     top = strangest(table, TOP)
     chunks = {i: [row["path"]] for i, row in enumerate(top)}

@@ -16,11 +16,11 @@ import io
 import json
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from ecgad import __version__
 from ecgad.bundle import Bundle
@@ -42,8 +42,7 @@ def locked(out: Path) -> Iterator[None]:
     """One run at a time; the lock ends with its process, however that ends."""
     import fcntl
 
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("a") as file:
+    with _lock_file(out) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -53,10 +52,25 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
+def _lock_file(out: Path) -> IO[str]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return (out / ".lock").open("a")
+    except OSError as error:
+        raise ValueError(
+            f"{out} cannot be written: {error.strerror}; take another -o, or change its permissions"
+        ) from error
+
+
 def plan(
-    places: list[Path], bundle: Bundle, alpha: float, shard: str | None, command: str
+    places: list[Path],
+    bundle: Bundle,
+    alpha: float,
+    shard: str | None,
+    command: str,
+    paths: Iterable[str | Path],
 ) -> Manifest:
-    """A manifest before anything is scored."""
+    """A manifest before anything is scored; `places` were found at `paths`."""
     from importlib.metadata import version
 
     data, calibration = bundle.card["data"], bundle.calibration.groups
@@ -73,21 +87,29 @@ def plan(
         },
         "alpha": alpha,
         "shard": shard,
+        "paths": list(map(str, paths)),
         "versions": {"ecgad": __version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
         "started": _now(),
         "ended": None,
         "counts": {"in": len(places)},
         "seconds": {},  # that each part took
-        "chunk": min(max(len(places) // 100, 8), 1024),  # records in a part
+        "chunk": chunk_size(len(places)),
         "inputs": [{"path": str(place), "bytes": _size(place)} for place in places],
     }
+
+
+def chunk_size(inputs: int) -> int:
+    """Records in a part."""
+    return min(max(inputs // 100, 8), 1024)
 
 
 def begin(out: Path, planned: Manifest) -> Manifest:
     """The manifest in `out`, written if there is none.
 
-    Raises `ValueError` when `out` holds another screening than the one planned.
+    A run that was not finished is carried on with the inputs it began with, also when files at
+    the same paths have come, gone or changed since; its "since" then says which. Raises
+    `ValueError` when `out` holds another screening than the one planned.
     """
     if not (out / "manifest.json").exists():
         if any(out.glob("part-*.parquet")):
@@ -95,11 +117,13 @@ def begin(out: Path, planned: Manifest) -> Manifest:
         write_manifest(out, planned)
         return planned
     there = read_manifest(out)
-    changes = [_change(key, there[key], planned[key]) for key in SAME]
-    if any(changes):
+    changes = {key: _change(key, there[key], planned[key]) for key in SAME}
+    if there["ended"] is None and there["paths"] == planned["paths"]:
+        there["since"] = changes.pop("inputs") or there.get("since")
+    if any(changes.values()):
         raise ValueError(
-            f"{out} holds another screening ({'; '.join(filter(None, changes))}): take another "
-            f"-o, or carry on with that one: {there['command']}"
+            f"{out} holds another screening ({'; '.join(filter(None, changes.values()))}): take "
+            f"another -o, or carry on with that one: {there['command']}"
         )
     return there
 
@@ -151,8 +175,11 @@ def write_part(place: Path, rows: list[Row]) -> None:
         parquet.write_table(pa.Table.from_pylist(rows, schema=schema()), file)
 
 
-def finish(out: Path, manifest: Manifest, bundle: Bundle) -> pa.Table:
-    """All parts as one table and as results.csv; completes the manifest with what is in them."""
+def finish(out: Path, manifest: Manifest, card: dict[str, Any]) -> pa.Table:
+    """All parts as one table and as results.csv; completes the manifest with what is in them.
+
+    `card` is the model's, and says whether it was calibrated with a site's records.
+    """
     table = read_table(out)
     with whole(out / "results.csv") as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -164,8 +191,8 @@ def finish(out: Path, manifest: Manifest, bundle: Bundle) -> pa.Table:
     for entry, sha256 in zip(manifest["inputs"], table["source_sha256"].to_pylist(), strict=True):
         entry["sha256"] = sha256
     manifest["recalibrated"] = None
-    if "recalibrated" in bundle.card:
-        manifest["recalibrated"] = compare(table, bundle.card, manifest["alpha"])
+    if "recalibrated" in card:
+        manifest["recalibrated"] = compare(table, card, manifest["alpha"])
     manifest |= {"counts": counts(table), "drift": _drift(table, manifest), "ended": _now()}
     write_manifest(out, manifest)
     return table
@@ -205,14 +232,27 @@ def write_manifest(out: Path, manifest: Manifest) -> None:
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A file that appears when it is complete, also when the power fails."""
     beside = path.with_name(f"{path.name}.writing")
-    with beside.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # the new name
-    os.close(folder)
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _keep_names(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)  # gives back its space
+        what = f"{error.strerror}; mend that, and the same command carries on"
+        raise OSError(error.errno, what, str(path)) from error
+
+
+def _keep_names(folder: Path) -> None:
+    """Of files just renamed, should the power fail."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _size(place: Path) -> int | None:

@@ -56,7 +56,7 @@ def run_chunks(
                 worker = busy.pop(pipe)
                 done = worker.take()
                 if done is None:
-                    done = _one_by_one(worker.chunk, make, give_up)
+                    done = one_by_one(worker.chunk, make, give_up)
                     worker = _Worker(make)
                 busy[worker.pipe] = worker
                 if waiting:
@@ -75,7 +75,8 @@ def _run(work: Callable[[Any], Any], number: int, items: Sequence[Any]) -> Done:
     return Done(number, results, time.perf_counter() - started)
 
 
-def _one_by_one(chunk: tuple[int, Sequence[Any]], make: Make, give_up: GiveUp) -> Done:
+def one_by_one(chunk: tuple[int, Sequence[Any]], make: Make, give_up: GiveUp) -> Done:
+    """A chunk (number, items) in a process of its own; an item that kills it is given up."""
     started, results = time.perf_counter(), []
     worker, (number, items) = _Worker(make), chunk
     for item in items:

@@ -1,0 +1,119 @@
+"""The shards of a screening as one: the folder that a run in one piece would have left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ecgad.report.html import TOP, page_file, write_report
+from ecgad.screen import folder
+from ecgad.screen.rows import strangest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ALIKE = ("schema", "model", "alpha", "paths", "versions")  # in all shards
+
+
+def merge(shards: list[Path], out: Path) -> pa.Table:
+    """Joins the folders of finished runs with `--shard 1/n` .. `n/n` in `out`; returns all rows.
+
+    Their rows in the order of the inputs: parts and results.csv are those of a run without
+    `--shard`, to the last byte. Raises `ValueError` when a shard is missing, there twice, not
+    finished, or of another screening, or when `out` holds something.
+    """
+    found = _in_order(shards)
+    manifests = [manifest for _, manifest in found]
+    with folder.locked(out):
+        if (out / "manifest.json").exists():
+            raise ValueError(f"{out} holds a screening already: take another -o")
+        inputs = _interleaved([manifest["inputs"] for manifest in manifests])
+        manifest = manifests[0] | {
+            "command": " && ".join(manifest["command"] for manifest in manifests),
+            "shard": None,
+            "started": min(manifest["started"] for manifest in manifests),
+            "seconds": {},
+            "chunk": folder.chunk_size(len(inputs)),
+            "inputs": inputs,
+        }
+        rows = _rows([place for place, _ in found])
+        for number, paths in folder.chunks(manifest).items():
+            start = number * manifest["chunk"]
+            chosen = rows.slice(start, len(paths)).to_pylist()
+            folder.write_part(folder.part(out, number), chosen)
+        home = found[0][0] / "model"
+        if home.is_dir():
+            shutil.copytree(home, out / "model", dirs_exist_ok=True)
+        table = folder.finish(out, manifest, _card(home))
+        _report(out, table, [place for place, _ in found])
+    return table
+
+
+def _in_order(shards: list[Path]) -> list[tuple[Path, folder.Manifest]]:
+    """Shards with their manifests, by number."""
+    found = {}
+    for place in shards:
+        if not (place / "manifest.json").is_file():
+            raise ValueError(f"{place} holds no screening: there is no manifest.json")
+        manifest = folder.read_manifest(place)
+        if not manifest["shard"]:
+            raise ValueError(f"{place} holds no shard, but a screening made in one piece")
+        if manifest["ended"] is None:
+            raise ValueError(f"{place} is not finished; {manifest['command']} carries on with it")
+        if manifest["shard"] in found:
+            raise ValueError(f"{place} is shard {manifest['shard']}, which came already")
+        found[manifest["shard"]] = place, manifest
+    _check([manifest for _, manifest in found.values()])
+    return [found[name] for name in sorted(found, key=lambda name: int(name.split("/")[0]))]
+
+
+def _check(manifests: list[folder.Manifest]) -> None:
+    """Whether these are all shards of one screening."""
+    for key in ALIKE:
+        if len({json.dumps(manifest[key], sort_keys=True) for manifest in manifests}) > 1:
+            raise ValueError(f"these shards are not of one screening: their {key} differ")
+    n = int(manifests[0]["shard"].split("/")[1]) if manifests else 1
+    names = {manifest["shard"] for manifest in manifests}
+    if missing := [name for i in range(n) if (name := f"{i + 1}/{n}") not in names]:
+        raise ValueError(f"shards that are missing: {', '.join(missing[:5])}")
+    if len(names) > n:
+        raise ValueError(f"shards of several divisions: {', '.join(sorted(names)[:5])}")
+
+
+def _interleaved(lists: list[list[Any]]) -> list[Any]:
+    """The list of which `lists` are every n-th from the first, from the second ... on.
+
+    >>> _interleaved([[0, 3, 6], [1, 4], [2, 5]])
+    [0, 1, 2, 3, 4, 5, 6]
+    """
+    whole: list[Any] = [None] * sum(map(len, lists))
+    for i, part in enumerate(lists):
+        whole[i :: len(lists)] = part
+    return whole
+
+
+def _rows(places: list[Path]) -> pa.Table:
+    import pyarrow as pa
+
+    tables = [folder.read_table(place) for place in places]
+    ends = np.cumsum([len(table) for table in tables])
+    order = [np.arange(end - len(table), end) for table, end in zip(tables, ends, strict=True)]
+    return pa.concat_tables(tables).take(_interleaved([list(each) for each in order]))
+
+
+def _card(home: Path) -> dict[str, Any]:
+    file = home / "card.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _report(out: Path, table: pa.Table, places: list[Path]) -> None:
+    """With the pages that the shards have: the strangest of all were among the strangest there."""
+    pages = []
+    for row in strangest(table, TOP):
+        files = [page_file(place, row) for place in places]
+        pages += [(row, f.read_text(encoding="utf-8")) for f in files if f.is_file()][:1]
+    write_report(out, pages=pages)
