@@ -229,7 +229,7 @@ def flops(
     """Count parameters and multiply-accumulates (MACs), beside those of a published method.
 
     Args:
-        methods: Some of `ecgad methods`; all if absent.
+        methods: Some of `ecgad methods`; if absent, all whose defaults fit such a record.
         like: Size of a record: leads x samples, or channels x height x width.
     """
     from ecgad.flops import MCF, count
@@ -237,7 +237,14 @@ def flops(
     from ecgad.report.terminal import cost_table
 
     shape = _shape(like)
-    costs = [count(build(name, shape, _fields(settings))) for name in methods or names()]
+    costs = []
+    for name in methods or names():
+        try:
+            costs.append(count(build(name, shape, _fields(settings))))
+        except (TypeError, ValueError) as error:
+            if methods:
+                raise
+            _say(f"left out: {name}: {error}")
     if as_json:
         _print_json({"costs": [c._asdict() for c in costs], "reference": MCF._asdict()})
     else:

@@ -1,6 +1,7 @@
 """Leaderboards: rows that can be recomputed, and tables in the README that equal them."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +14,17 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgad import evaluate as ev
 from ecgad.benchmarks import Case, Sets
+from ecgad.methods import names
 from ecgad.metrics import binomial_band
 from ecgad.prepare.signal import Preparation
 from ecgad.ranges import vus_pr
 from ecgad.record import LEADS, Record
-from ecgad.report.leaderboard import markdown, read_rows, rewritten
+from ecgad.report.leaderboard import cost, cost_table, markdown, read_rows, rewritten
 from ecgad.tabulate import COLUMNS, Place, Scored, split_false_alarms, tabulate
 from ecgad.train import Budget
 
 ROOT = Path(__file__).parent.parent
+BOARD = ROOT / "data" / "leaderboard"
 Ecg = Callable[..., np.ndarray]
 
 
@@ -148,8 +151,8 @@ def test_a_table_in_a_text_is_replaced_and_the_text_around_it_is_not(tmp_path: P
 
 def test_the_tables_of_the_readme_are_those_of_the_result_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "<!-- table shipped record_auroc -->" in text
-    assert rewritten(text, ROOT / "data" / "leaderboard") == text
+    assert "<!-- table shipped record_auroc " in text
+    assert rewritten(text, BOARD) == text
 
 
 def placed(truth: list[str], maps: list[list[list[float]]]) -> Place:
@@ -285,3 +288,30 @@ def test_another_score_of_the_same_bundle_trains_nothing(ecg: Ecg, tmp_path: Pat
     assert plain.rule.use == ("mean",)
     assert other.judge(prepared).score != plain.judge(prepared).score
     assert not (tmp_path / "top-0").exists()
+
+
+def test_the_costs_that_the_readme_shows_are_those_of_the_methods():
+    costs = {c["method"]: c for c in json.loads((BOARD / "costs.json").read_text("utf-8"))}
+    assert set(costs) == set(names())
+    for name in ("mmae", "pca", "mahalanobis", "knn"):
+        assert cost(name)._asdict() == costs[name] | {"shape": tuple(costs[name]["shape"])}
+
+
+def test_a_table_of_costs_lists_the_cheapest_first_and_the_reference_last():
+    one = {"method": "a", "parameters": 5, "frozen_parameters": 7, "macs_pass": 1e6,
+           "macs_record": 3e6, "frozen_macs": 2e6}  # fmt: skip
+    lines = cost_table([one, one | {"method": "b", "macs_record": 2e6}]).splitlines()[2:]
+    assert lines[0].startswith("| `b` |")
+    assert lines[1] == "| `a` | 5 | 7 | 1.0 M | 3.0 M | 2.0 M |"
+    assert "7,085,779" in lines[2]
+    assert "21,840 to 27,300 M" in lines[2]
+
+
+def test_a_table_shows_the_methods_it_names_in_their_order(tmp_path: Path):
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row()))
+        writer.writeheader()
+        writer.writerows([row(method=m) for m in ("a", "b", "c")])
+    text = "<!-- table x record_auroc c a -->\n<!-- /table -->"
+    lines = rewritten(text, tmp_path).splitlines()
+    assert [line.split("`")[1] for line in lines if "`" in line] == ["c", "a"]

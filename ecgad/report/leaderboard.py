@@ -1,15 +1,23 @@
 """The README's tables, made from the committed result files, so that neither can drift.
 
 python -m ecgad.report.leaderboard data/leaderboard README.md     tables, and the plots beside them
+python -m ecgad.report.leaderboard data/leaderboard               costs.json: what each method costs
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from ecgad.evaluate import PLANS, Plan
+from ecgad.flops import MCF, Cost, count
+from ecgad.methods import build, names
+from ecgad.prepare.signal import Preparation
 
 Row = Mapping[str, str]
 
@@ -57,11 +65,44 @@ def rewritten(text: str, folder: Path) -> str:
         made = markdown(sorted(rows, key=lambda r: _place(r, methods)), metric)
         return f"<!-- table {match[1]} -->\n{made}\n<!-- /table -->"
 
-    return re.sub(r"<!-- table ([^>]+) -->.*?<!-- /table -->", table, text, flags=re.DOTALL)
+    text = re.sub(r"<!-- table ([^>]+) -->.*?<!-- /table -->", table, text, flags=re.DOTALL)
+    if "<!-- costs -->" not in text:
+        return text
+    costs = cost_table(json.loads((folder / "costs.json").read_text("utf-8")))
+    made = f"<!-- costs -->\n{costs}\n<!-- /costs -->"
+    return re.sub(r"<!-- costs -->.*?<!-- /costs -->", made, text, flags=re.DOTALL)
 
 
 def _place(row: Row, methods: Sequence[str]) -> int:
     return methods.index(row["method"]) if methods else 0
+
+
+def write_costs(folder: Path) -> None:
+    """`costs.json`: what each method costs as the leaderboards build it, on 12 x 1000."""
+    costs = [cost(name)._asdict() for name in names()]
+    (folder / "costs.json").write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+
+
+def cost(name: str) -> Cost:
+    settings = dict(PLANS.get(name, Plan()).settings)
+    return count(build(name, Preparation().shape, settings))
+
+
+def cost_table(costs: Sequence[Mapping[str, Any]]) -> str:
+    """A line a method, cheapest first, and MCF's as a reference."""
+    fewest, most = MCF.passes
+    head = "| | parameters | frozen | MACs a pass | MACs a record | of them frozen |"
+    lines = [head, "| --- " * 6 + "|"]
+    for c in sorted(costs, key=lambda c: c["macs_record"]):
+        macs = [f"{c[k] / 1e6:,.1f} M" for k in ("macs_pass", "macs_record", "frozen_macs")]
+        counts = [f"{c[k]:,}" for k in ("parameters", "frozen_parameters")]
+        lines.append("| " + " | ".join([f"`{c['method']}`", *counts, *macs]) + " |")
+    low, high = (f"{n * MCF.macs_pass / 1e6:,.0f}" for n in (fewest, most))
+    lines.append(
+        f"| MCF (Jiang et al., MICCAI 2023), 12 x 4800, {fewest} to {most} passes | "
+        f"{MCF.parameters:,} | 0 | {MCF.macs_pass / 1e6:,.1f} M | {low} to {high} M | 0.0 M |"
+    )
+    return "\n".join(lines)
 
 
 def plots(text: str, folder: Path) -> None:
@@ -97,5 +138,7 @@ def _macs(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        sys.exit(write_costs(Path(sys.argv[1])))
     update(Path(sys.argv[2]), Path(sys.argv[1]))
     plots(Path(sys.argv[2]).read_text("utf-8"), Path(sys.argv[1]))

@@ -77,14 +77,19 @@ def cost_table(costs: Sequence[Cost], like: str) -> tuple[Table, str, str]:
     from ecgad.flops import MCF
 
     fewest, most = MCF.passes
-    table = _table("method", "parameters>", "MCF / >", "MACs a pass>", "MACs a record>", "MCF / >")
+    table = _table(
+        "method", "parameters>", "MCF / >", "frozen>", "MACs: pass>", "record>", "frozen>", "MCF / >"
+    )  # fmt: skip
     for cost in costs:
         smaller = f"{MCF.parameters / cost.parameters:.1f}" if cost.parameters else "–"
-        macs = f"{cost.macs_pass / 1e6:,.1f} M", f"{cost.macs_record / 1e6:,.1f} M"
+        frozen = f"{cost.frozen_parameters:,}" if cost.frozen_parameters else ""
+        of_them = f"{cost.frozen_macs / 1e6:,.1f} M" if cost.frozen_macs else ""
+        macs = f"{cost.macs_pass / 1e6:,.1f} M", f"{cost.macs_record / 1e6:,.1f} M", of_them
         cheaper = f"{fewest * MCF.macs_pass / max(cost.macs_record, 1):.1f}"
-        table.add_row(cost.method, f"{cost.parameters:,}", smaller, *macs, cheaper)
+        table.add_row(cost.method, f"{cost.parameters:,}", smaller, frozen, *macs, cheaper)
     record = f"{fewest * MCF.macs_pass / 1e6:,.0f} M"
-    table.add_row("MCF", f"{MCF.parameters:,}", "", f"{MCF.macs_pass / 1e6:,.0f} M", record, "")
+    macs = f"{MCF.macs_pass / 1e6:,.0f} M"
+    table.add_row("MCF", f"{MCF.parameters:,}", "", "", macs, record, "", "")
     about = f"MCF: Jiang et al., MICCAI 2023, on 12x4800; {fewest} to {most} passes, here {fewest}."
     return table, "", f"Records of {like}. {about}"
 
