@@ -48,7 +48,24 @@ BESIDE = {"beside": ("tokens", "covariance")}
 CAE: dict[str, Any] = {"depth": 2, "width": 16, "kernel": 5, "detail_width": 16, "cross_width": 8}
 CAE |= {"shares": (0.2, 0.2, 0.6), "recordwide": False}
 PROTOTYPES = {"encoder": "raw:20", "prototypes": 32, "local": 48, "steps": 8, "ema": 0.8}
+REPAIRED = {"depth": 2, "heads": 2, "head_width": 32}
 TABLE = {
+    "crr": Row(
+        (
+            REPAIRED | {"encoder": "raw:20"},
+            REPAIRED | {"encoder": "mmae:20:32:3:2"},
+            REPAIRED | {"encoder": "mmae:4:32:3:2"},
+        ),
+        {
+            "encoder": ("raw:7", "raw:7' cannot be made for shape"),
+            "groups": (3, "depth 2 cannot be parted in 3 groups"),
+            "heads": (3, "is not a multiple of heads 3"),
+            "mask": (1.0, "mask is 1.0"),
+            "residual": (1.5, "residual 1.5"),
+            "head_width": (4, "head_width is 4"),
+            "share": (1.0, "share is 1.0"),
+        },
+    ),
     "knn": Row(
         ({"encoder": "raw:40"}, {"encoder": "raw:40"}, {"encoder": "raw:8"}),
         {
