@@ -2,12 +2,15 @@
 
 A method's evidence is a map and perhaps some numbers for the whole record. Here they become
 features (the map's mean, its top share, each column of `whole`), each standardised with held-out
-normals, and the features that the rule names are averaged. Everything a rule needs stands in the
-model's card, so a record's score depends on that record and the model alone.
+normals, and the features that the rule names are averaged. Distances have long tails, so that one
+feature could drown the others: what is above 0 in all normals is standardised as its logarithm.
+Everything a rule needs stands in the model's card, so a record's score depends on that record and
+the model alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -23,18 +26,19 @@ class Rule:
     """How features become a score; fitted on held-out normals by `fit_rule`."""
 
     use: tuple[str, ...]  # of the names in `feature_names`
-    centre: dict[str, float]  # mean of each feature over held-out normals
+    centre: dict[str, float]  # mean of each feature (or its logarithm) over held-out normals
     spread: dict[str, float]  # its standard deviation
     place_limit: tuple[float, ...]  # per row of the map: 99 % of normal places lie under it
     lead_centre: tuple[float, ...]  # per row: mean and deviation of the row's mean over normals
     lead_spread: tuple[float, ...]
+    log: tuple[str, ...] = ()  # features taken as logarithms: above 0 in all held-out normals
 
     def to_json(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict) -> Rule:
-        made: dict[str, Any] = {f.name: data[f.name] for f in fields(cls)}
+        made: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         for name, value in made.items():
             made[name] = tuple(value) if isinstance(value, list) else value
         return cls(**made)
@@ -82,6 +86,8 @@ def fit_rule(
         raise ValueError(f"features {sorted(unknown)}; known are {', '.join(feature_names(names))}")
     rows = [features(m, v, w, names) for m, v, w in zip(maps, valids, wholes, strict=True)]
     table = {name: np.array([row[name] for row in rows]) for name in feature_names(names)}
+    log = tuple(name for name, values in table.items() if values.min() > 0)
+    table |= {name: np.log(table[name]) for name in log}
     leads = np.array([_row_means(m, v) for m, v in zip(maps, valids, strict=True)])
     smoothed = [smoothen(m, v, smooth) for m, v in zip(maps, valids, strict=True)]
     limits = [
@@ -90,6 +96,7 @@ def fit_rule(
     ]
     return Rule(
         use=tuple(use),
+        log=log,
         centre={k: float(v.mean()) for k, v in table.items()},
         spread={k: float(v.std() + 1e-12) for k, v in table.items()},
         place_limit=tuple(_floats(limits)),
@@ -100,7 +107,8 @@ def fit_rule(
 
 def score(row: dict[str, float], rule: Rule) -> float:
     """The mean of the rule's features, each in deviations from the held-out normals' mean."""
-    return sum((row[f] - rule.centre[f]) / rule.spread[f] for f in rule.use) / len(rule.use)
+    values = {f: math.log(max(row[f], 1e-12)) if f in rule.log else row[f] for f in rule.use}
+    return sum((v - rule.centre[f]) / rule.spread[f] for f, v in values.items()) / len(values)
 
 
 def lead_scores(map: np.ndarray, valid: np.ndarray, rule: Rule) -> np.ndarray:

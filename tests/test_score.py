@@ -52,7 +52,22 @@ def test_the_rule_standardises_with_the_held_out_records():
     means = np.array([m.mean() for m in held_out])
     scores = [score(features(m, v, w, ()), rule)
               for m, v, w in zip(held_out, valid, wholes, strict=True)]  # fmt: skip
-    np.testing.assert_allclose(scores, (means - means.mean()) / means.std(), rtol=1e-4, atol=1e-5)
+    logs = np.log(means)  # a gamma is above 0
+    np.testing.assert_allclose(scores, (logs - logs.mean()) / logs.std(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_feature_that_is_not_above_0_in_every_normal_is_taken_as_it_is():
+    held_out = [m - 2 for m in maps()]
+    valid, wholes = [np.ones((2, 500), bool)] * 40, [np.array([1.0 + i]) for i in range(40)]
+    rule = fit_rule(held_out, valid, wholes, ("far",), ("mean", "far"), smooth=0)
+    assert rule.log == ("top", "far")
+    means = np.array([m.mean() for m in held_out])
+    assert rule.centre["mean"] == pytest.approx(means.mean(), rel=1e-4)
+    one = score({"mean": 0.3, "top": 1.0, "far": 8.0}, rule)
+    fars = np.log(np.arange(1, 41))
+    parts = (0.3 - means.mean()) / means.std(), (np.log(8) - fars.mean()) / fars.std()
+    assert one == pytest.approx(np.mean(parts), rel=1e-4)
+    assert np.isfinite(score({"mean": 0.3, "top": 1.0, "far": 0.0}, rule))
 
 
 def test_a_score_of_two_features_is_the_mean_of_their_deviations():
