@@ -207,7 +207,7 @@ def test_the_score_lies_in_0_to_1_and_grows_along_a_ray_beyond_the_cloud(far):
     with torch.no_grad():
         score = pb.discriminate(centre + steps * radius * way).sigmoid()[..., 0]  # (9, 200)
     assert 0 <= score.min() <= score[0].mean() < 0.4
-    assert 1 >= score.max() >= score[-1].mean() > 0.9
+    assert 1 >= score.max() >= score[-1].mean() > 0.7
     assert (score.diff(dim=0) > -1e-3).float().mean() > 0.98
 
 

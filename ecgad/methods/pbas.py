@@ -19,6 +19,26 @@ P is one linear layer, D a small discriminator. Three parts, and where they stan
     RBO  refined boundary optimisation: L_bce = BCE(D(u), 0) + BCE(D(z), 1)       `refine`
 
 The map is D(u), in 0 .. 1; centres are needed in learning only.
+
+One stage, as in the authors' release: centres first, then L = L_c + L_bce for P and D together;
+each step draws the boundary (r), makes what lies outside, and refines. L_c alone is no stage: with
+fixed centres its least is the P that maps everything on them. In the sum L_bce stands against it:
+u and z can be told apart only as far as all u lie on a thin shell. L_c counts in units of the
+radius before learning, so that its weight means the same at any width.
+
+Changed for the ECG, and why. D has a LayerNorm where the release has a BatchNorm, which lets a
+record's score depend on its batch. A LayerNorm forgets how long a feature is, but for what the bias
+before it recalls: that bias is what tells u from z, and must stay. The release has a centre for
+each position. Encoders here take the mean at each position off already, and in records that begin
+anywhere in a beat position means nothing: K `centres` stand where tokens gather, 1 by default, and
+each batch moves those that it came near. With K > 1 each has a radius of its own. A feature on its
+centre, where the release divides by 0, is left out of what is strange. Beyond the paper, and off by
+default: k drawn from a range, and damaged records as further strange examples, as the same authors'
+GLASS has them (ECCV 2024); then each token's target is the share of it that was hit.
+
+Left out: pooling of neighbouring patches, an encoder's attention doing the like; choosing the
+epoch on the test set, by which the paper's numbers were found, and with it its 640 epochs and rates
+(`train.py` is the same for all); the largest score as a record's (`score.py` likewise).
 """
 
 from __future__ import annotations
