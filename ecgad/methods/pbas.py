@@ -1,15 +1,15 @@
 """PBAS: normal features are drawn together, pushed outwards a little, and told from the pushed.
 
 Paper: Chen et al., TCSVT 35(2): 1193-1208, 2025 (arXiv 2412.17458)
-Good at: what no normal record holds, also where it repeats in every beat; the cheapest that learns
+Good at: what no normal record holds, also where it repeats in every beat; points to the time
 Data: signals with 1 or more leads, images
 
 Noise on features has no direction, and most of what it makes is far from any boundary. Here what is
 strange is made just outside of what is usual, on the ray from the centre through each feature:
 
-    record --frozen encoder--> t --P--> u      c --- c(u) ------ u -- z ----->
-                                               |------ r ------|
-                                               z = u + k r (u - c(u)) / |u - c(u)|
+    record --frozen encoder--> t --P--> u --D--> the map
+                                                 |
+    in learning:          z = u + k r (u - c(u)) / |u - c(u)| --D--> strange
 
 P is one linear layer, D a small discriminator. Three parts, and where they stand:
 
