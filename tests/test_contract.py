@@ -43,6 +43,7 @@ REBUILT = {
     "encoder": "raw:40", "window": (1,), "width": 48, "heads": 4, "mlp_ratio": 2,
     "encoder_depth": 1, "decoder_depth": 1,
 }  # fmt: skip
+PROMPTED = {"window": (1,), "width": 48, "heads": 4, "depth": 1, "recordwide": False}
 LINE, SQUARE = {"segment": (40,)}, {"segment": (8, 8)}
 BESIDE = {"beside": ("tokens", "covariance")}
 CAE: dict[str, Any] = {"depth": 2, "width": 16, "kernel": 5, "detail_width": 16, "cross_width": 8}
@@ -106,6 +107,21 @@ TABLE = {
             "entropy": (-1.0, "entropy is -1.0"),
         },
         steps=160,
+    ),
+    "onenip": Row(
+        (
+            PROMPTED | {"encoder": "raw:20"},
+            PROMPTED | {"encoder": "raw:20"},
+            PROMPTED | {"encoder": "raw:8"},
+        ),
+        {
+            "encoder": ("raw:7", r"patch \(7,.*\) does not tile grid"),
+            "window": ((99,), r"window \(99,\) hides all tokens"),
+            "prompting": ("none", "prompting is 'none'"),
+            "prompts": (0, "prompts is 0"),
+            "fusion": (1.5, "fusion is 1.5"),
+            "heads": (5, "width 48 is not a multiple of heads 5"),
+        },
     ),
     "otproto": Row(
         (
