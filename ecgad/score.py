@@ -150,7 +150,8 @@ def intervals(
     for name, row in zip(names, relative, strict=True):
         for start, end in _runs(row > 1, gap):
             if end - start >= gap:
-                strength = float(np.nanmean(row[start:end]))
+                stretch = row[start:end]
+                strength = float((np.nanmean if np.isnan(stretch).any() else np.mean)(stretch))
                 found.append(Interval(name, start / rate_hz, end / rate_hz, strength))
     return tuple(sorted(found, key=lambda i: (-i.score, i.start_s, i.lead))[:most])
 

@@ -288,5 +288,5 @@ def test_version(run):
 def test_help_names_every_verb(run):
     code, out, _ = run("--help")
     assert code == 0
-    for verb in ("screen", "score", "train", "flops", "export", "report", "methods"):
+    for verb in ("screen", "merge", "score", "train", "flops", "export", "report", "methods"):
         assert f"│ {verb} " in out

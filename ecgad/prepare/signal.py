@@ -99,16 +99,22 @@ def resample(record: Record, rate_hz: float) -> Record:
     signal = resample_poly(
         record.signal, ratio.numerator, ratio.denominator, axis=1, padtype="symmetric"
     )
-    last = record.signal.shape[1] - 1
-    source = np.arange(signal.shape[1]) / float(ratio)  # in samples of the original
-    near = [np.clip(f(source).astype(int), 0, last) for f in (np.floor, np.ceil)]
     return replace(
         record,
         signal=signal.astype(np.float32),
-        valid=record.valid[:, near[0]] & record.valid[:, near[1]],
+        valid=_valid_at(record.valid, np.arange(signal.shape[1]) / float(ratio)),
         rate_hz=rate_hz,
         resampled_from=record.rate_hz,
     )
+
+
+def _valid_at(valid: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Whether both samples beside each place of `source` (in samples) are valid, (leads, time)."""
+    if valid.all():
+        return np.ones((len(valid), len(source)), bool)
+    last = valid.shape[1] - 1
+    near = [np.clip(f(source).astype(int), 0, last) for f in (np.floor, np.ceil)]
+    return valid[:, near[0]] & valid[:, near[1]]
 
 
 def prepare(record: Record, preparation: Preparation, usable: np.ndarray | None = None) -> Prepared:

@@ -118,7 +118,8 @@ def begin(out: Path, planned: Manifest) -> Manifest:
         return planned
     there = read_manifest(out)
     changes = {key: _change(key, there[key], planned[key]) for key in SAME}
-    if there["ended"] is None and there["paths"] == planned["paths"]:
+    unfinished = there["ended"] is None and there["paths"] == planned["paths"]
+    if unfinished and not any(changes[key] for key in SAME if key != "inputs"):
         there["since"] = changes.pop("inputs") or there.get("since")
     if any(changes.values()):
         raise ValueError(
