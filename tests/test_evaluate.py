@@ -197,7 +197,7 @@ def test_places_are_judged_over_time_by_any_lead_against_the_mean_of_the_map():
 def test_hits_are_of_the_strongest_lead_where_some_leads_are_whole():
     some = [*cases(np.zeros((2, 12, 1), np.float32), "a"),
             *cases(np.zeros((2, 12, 1), np.float32), "a", abnormal=True)]  # fmt: skip
-    one_lead = placed(["...xx.", "......"], [[[0, 0, 0, 2, 2, 0], [1, 0, 0, 0, 0, 0]]][0])
+    one_lead = placed(["...xx.", "......"], [[[0, 0, 0, 2, 2, 0], [1, 1, 1, 1, 1, 1]]][0])
     missed = placed(["...xx.", "......"], [[[0, 0, 0, 1, 1, 0], [2, 0, 0, 0, 0, 0]]][0])
     both = placed(["...xx.", "...xx."], [[[0, 0, 0, 1, 1, 0], [2, 0, 0, 0, 0, 0]]][0])
     clean = placed(["......", "......"], [[[5, 0, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0]]][0])
