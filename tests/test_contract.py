@@ -46,6 +46,10 @@ REBUILT = {
 PROMPTED = {"window": (1,), "width": 48, "heads": 4, "depth": 1, "recordwide": False}
 LINE, SQUARE = {"segment": (40,)}, {"segment": (8, 8)}
 BESIDE = {"beside": ("tokens", "covariance")}
+OWN = {
+    "encoder": "mmae:20:32:2:4", "prototypes": 4, "depth": 2, "mlp_ratio": 2, "ema": 0.99,
+    "bank": 16,
+}  # fmt: skip
 CAE: dict[str, Any] = {"depth": 2, "width": 16, "kernel": 5, "detail_width": 16, "cross_width": 8}
 CAE |= {"shares": (0.2, 0.2, 0.6), "recordwide": False}
 PROTOTYPES = {"encoder": "raw:20", "prototypes": 32, "local": 48, "steps": 8, "ema": 0.8}
@@ -65,6 +69,15 @@ TABLE = {
             "residual": (1.5, "residual 1.5"),
             "head_width": (4, "head_width is 4"),
             "share": (1.0, "share is 1.0"),
+        },
+    ),
+    "dnp": Row(
+        (OWN, OWN, OWN | {"encoder": "mmae:4:32:2:4"}),
+        {
+            "prototypes": (1, "prototypes 1,.* at least 2"),
+            "heads": (5, "width 32 is not a multiple of heads 5"),
+            "mining": (-1.0, "mining is -1.0"),
+            "ema": (1.5, "ema is 1.5"),
         },
     ),
     "knn": Row(
