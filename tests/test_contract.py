@@ -44,6 +44,9 @@ REBUILT = {
     "encoder_depth": 1, "decoder_depth": 1,
 }  # fmt: skip
 PROMPTED = {"window": (1,), "width": 48, "heads": 4, "depth": 1, "recordwide": False}
+MASKED = {
+    "ratio": 0.4, "width": 32, "depth": 1, "reduction": 1, "gate_share": 0.25, "recordwide": False
+}  # fmt: skip
 LINE, SQUARE = {"segment": (40,)}, {"segment": (8, 8)}
 BESIDE = {"beside": ("tokens", "covariance")}
 OWN = {
@@ -79,6 +82,18 @@ TABLE = {
             "mining": (-1.0, "mining is -1.0"),
             "ema": (1.5, "ema is 1.5"),
         },
+    ),
+    "fader": Row(
+        (MASKED | {"segment": (20,)}, MASKED | {"segment": (20,)}, MASKED | SQUARE),
+        {
+            "segment": ((7,), r"patch \(7,\) does not tile grid"),
+            "ratio": (0.5, "ratio is 0.5"),
+            "margin": (-1, "margin is -1"),
+            "reduction": (99, "reduction is 99; between 1 and width 32"),
+            "gate_share": (1.0, "gate_share is 1.0"),
+            "heads": (5, "width 32 is not a multiple of heads 5"),
+        },
+        steps=400,
     ),
     "knn": Row(
         ({"encoder": "raw:40"}, {"encoder": "raw:40"}, {"encoder": "raw:8"}),

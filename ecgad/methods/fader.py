@@ -16,8 +16,8 @@ encoder and decoder turn such patches down, a soft mask beside the binary one:
 hint, the mean of each channel. Whatever the grid, the reconstructor is one: a masked autoencoder
 over tokens, for a record MMAE's with one scale, for an image inpainting by patches. Two stages:
 
-    1 base    random masks for one half of a batch, its own for the other: L1 + gradients' L1 of all
-              tokens, so what is visible is handed on, as skip connections do
+    1 base    random masks for one half of a batch, its own for the other: L_rec, the squared error
+              and that of the gradients at three scales, of all tokens: what is visible is handed on
     2 gates   base frozen, pseudo-anomalies; BCE(g, a) + beta L_rec to the record before the damage
               a_j = (1 - m_j) sigmoid((q - e_j) / tau), m_j the share of token j that was damaged
 
@@ -225,15 +225,15 @@ class Model(Detector):
         return (1 - damaged) * torch.sigmoid((self.q - e) / self.tau)
 
     def distance(self, u_hat: Tensor, u: Tensor) -> Tensor:
-        """L_rec: mean |difference| and, over all axes and scales, mean |difference of gradients|"""
+        """L_rec: mean squares of the difference and of its gradients over all axes and scales."""
         d = self.tokens.join(u_hat - u)
         found = [
-            (d.narrow(axis, s, d.shape[axis] - s) - d.narrow(axis, 0, d.shape[axis] - s)).abs()
+            (d.narrow(axis, s, d.shape[axis] - s) - d.narrow(axis, 0, d.shape[axis] - s)).square()
             for axis in range(2, d.ndim)
             for s in SCALES
             if s < d.shape[axis]
         ]
-        return d.abs().mean() + torch.stack([v.mean() for v in found]).mean()
+        return d.square().mean() + torch.stack([v.mean() for v in found]).mean()
 
     def _follow(self, e: Tensor) -> None:
         low, high, q = e.flatten().quantile(torch.tensor([0.25, 0.75, QUANTILE]).to(e))
