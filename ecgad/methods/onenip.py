@@ -185,11 +185,10 @@ class Model(Detector):
         return k[(torch.arange(b, device=k.device)[:, None] + further) % b].flatten(1, 2)
 
     def stages(self) -> list[Stage]:
-        learned = {id(p): p for p in self.parameters() if p.requires_grad}
         refiner = [] if self.refiner is None else list(self.refiner.parameters())
-        share = self.config.refining if refiner else 0.0
-        first = [p for i, p in learned.items() if i not in {id(p) for p in refiner}]
-        stages = [Stage("restoration", first, self.loss, 1 - share)]
+        its, share = set(map(id, refiner)), self.config.refining if refiner else 0.0
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in its]
+        stages = [Stage("restoration", rest, self.loss, 1 - share)]
         return [*stages, Stage("refiner", refiner, self.refine_loss, share)] if refiner else stages
 
     def loss(self, x: Tensor) -> Tensor:
