@@ -65,6 +65,8 @@ def test_warm_up_sees_every_record_once():
 def test_a_model_settles_on_every_record_once_it_has_learned():
     model = fit(TwoStages(), data(37), seed=0, budget=BUDGET)
     np.testing.assert_allclose(model.settled.detach(), [37, 2], atol=0.01)
+    begun = fit(TwoStages(), data(37), seed=0, budget=BUDGET, settle=False)
+    assert begun.settled.tolist() == [0, 0]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
