@@ -52,8 +52,8 @@ def test_another_prompt_gives_another_answer(prompting):
 
 def test_the_answer_begins_as_the_prompt_and_the_record_enters_by_attention_alone():
     onenip = model(prompting="position")
-    for attention in (onenip.last, onenip.decoding[0].look):
-        nn.init.zeros_(attention.get_submodule("out").weight)
+    for attention in ("last", "decoding.0.look"):
+        nn.init.zeros_(onenip.get_parameter(f"{attention}.out.weight"))
     one, other = (rebuilt(onenip, features(onenip)) for _ in range(2))
     assert torch.equal(one, other)
 
@@ -70,8 +70,8 @@ def test_laid_along_a_record_the_prompt_holds_nothing_but_what_the_prompt_held()
 def test_by_content_it_does_not_matter_where_in_the_prompt_a_token_stands(prompting, alike):
     onenip = model(prompting=prompting)
     k, prompt, order = torch.randn(1, 10, 12), torch.randn(1, 10, 12), torch.randperm(10)
-    found = (onenip.rebuild(k, y) for y in (prompt, prompt[:, order]))
-    assert torch.allclose(*found, atol=1e-5) == alike
+    one, other = (onenip.rebuild(k, y) for y in (prompt, prompt[:, order]))
+    assert torch.allclose(one, other, atol=1e-5) == alike
 
 
 def test_by_position_each_record_gets_the_prompt_most_like_it():
@@ -264,8 +264,8 @@ def test_the_refined_map_is_four_times_as_fine_as_the_tokens_at_any_length(t):
     n = 4 * t // 5
     level = torch.linspace(-3, 3, n)
     refiner.layers.forward = lambda laid: level.reshape(1, 1, n)  # type: ignore
-    middles = [(np.arange(m) + 0.5) / m for m in (t, n)]  # of samples, of the fine grid
-    naive = 1 / (1 + np.exp(-np.interp(*middles, level.numpy())))
+    sample, place = ((np.arange(m) + 0.5) / m for m in (t, n))  # their middles
+    naive = 1 / (1 + np.exp(-np.interp(sample, place, level.numpy())))
     found = refiner(torch.zeros(1, t // 5, 10), (t,))
     np.testing.assert_allclose(found[0, 0], naive, atol=1e-5)
 

@@ -292,6 +292,6 @@ def _typical(rows: Tensor, count: int) -> list[int]:
     """Of rows (N, w) those nearest to `count` means of k-means; fewer than `count`: repeated."""
     from sklearn.cluster import KMeans
 
-    means = KMeans(min(count, len(rows)), random_state=int(torch.randint(2**31, ())), n_init=1)
+    means = KMeans(min(count, len(rows)), random_state=int(torch.randint(2**31, ())))
     nearest = means.fit_transform(rows.cpu().numpy()).argmin(0)  # of (N, means)
     return [int(nearest[i % len(nearest)]) for i in range(count)]
