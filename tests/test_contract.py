@@ -57,6 +57,8 @@ CAE: dict[str, Any] = {"depth": 2, "width": 16, "kernel": 5, "detail_width": 16,
 CAE |= {"shares": (0.2, 0.2, 0.6), "recordwide": False}
 PROTOTYPES = {"encoder": "raw:20", "prototypes": 32, "local": 48, "steps": 8, "ema": 0.8}
 REPAIRED = {"depth": 2, "heads": 2, "head_width": 32}
+UNLIKE: dict[str, Any] = {"widths": (12, 16), "stride": 2, "kernel": 5, "fused": 16, "context": 7}
+UNLIKE |= {"bottleneck": 6, "components": 4, "encoder": "raw:40"}
 TABLE = {
     "crr": Row(
         (
@@ -94,6 +96,19 @@ TABLE = {
             "heads": (5, "width 32 is not a multiple of heads 5"),
         },
         steps=400,
+    ),
+    "hetnet": Row(
+        (UNLIKE, UNLIKE, UNLIKE | {"encoder": "raw:8", "kernel": 3, "context": 3}),
+        {
+            "encoder": ("raw:7", r"patch \(7,.*\) does not tile grid"),
+            "widths": ((), r"widths are \(\)"),
+            "kernel": (4, "kernel is 4"),
+            "noise": ("pink", "noise is 'pink'"),
+            "replaced": (1.5, "replaced is 1.5"),
+            "components": (0, "components is 0"),
+            "shares": ((0.5, 0.6), r"shares are \(0.5, 0.6\)"),
+        },
+        steps=240,
     ),
     "knn": Row(
         ({"encoder": "raw:40"}, {"encoder": "raw:40"}, {"encoder": "raw:8"}),
