@@ -1,7 +1,7 @@
 """CRR: rebuild what is normal, repair what is damaged, and a reader of what remains different.
 
 Paper: Wang et al., Data Intelligence, 2025 (arXiv 2512.11401)
-Good at: damage like that it was taught, local or in every beat; needs an encoder worth the name
+Good at: local damage like that which it was taught; needs an encoder worth the name
 Data: signals with 1 or more leads, images
 
 A decoder that rebuilds features of normals learns to pass on whatever comes. So it is also given
@@ -28,6 +28,11 @@ of the logarithms as one more channel a group. A quarter of the records show the
 all: else A_seg says something everywhere. Damage may be everywhere in a record, so that at most
 half of the tokens count as easy, where the paper ends with 0.9. Tokens have lost their mean at each
 position (`parts.encoders`), so the decoder is told where they stand.
+
+The repair ratio, at damaged tokens the squared distance from what was given to that from what is
+healthy, says whether repair was learned. On made one-lead records in patches of 0.2 s it was 35
+after 99 steps for an offset that a token gives away, and 0.13 after 148 steps for the edits of
+`parts.synthesis.pseudo`, where it was 0.14 without any repair: these take far more learning.
 
 Where the release is not followed: its random mask is on at test time, so that a score depends on
 the draw; here the bottleneck is given what the mask leaves on average, (1 - mask) u. Nor are the
