@@ -29,12 +29,14 @@ the draws would give on average. The map is |x - x_hat| of each lead in its devi
 plus `attenuation` times 1 - g, which is a detector itself; for this g is the mean over those of the
 fixed maskings that show the token. 0 leaves the error alone, as in the paper.
 
-Changed for the ECG, and why. A transformer has no skip connections; the visible tokens, which enter
-its decoder, are in their place. Adding log g to the attention's logits would leave a token its own
-way to its own place, so g blends it with h instead: at 1 nothing changes at all, at 0 the token is
-a hidden one. The error of the reconstructor itself chooses the mask where the paper's predecessor
-asks a vision transformer, of which there is none for records. Limb leads need no group of their
-own (III = II - I tells a hidden lead from two that are not): tokens hide all leads together.
+Changed for the ECG, and why. Leads enter in the unit of their root mean square, or a step of
+learning would be larger than they are. A transformer has no skip connections: the visible tokens
+that enter its decoder are in their place. Adding log g to the attention's logits would leave a
+token its own way to its own place, so g blends it with h instead: at 1 nothing changes
+at all, at 0 the token is a hidden one. The error of the reconstructor itself chooses the mask
+where the paper's predecessor asks a vision transformer, of which there is none for records.
+Limb leads need no group of their own (III = II - I tells a hidden lead from two that are not): tokens
+hide all leads together.
 What spans more than a few tokens, a rhythm, is filled in without error, and out of reach.
 
 The paper's text was not at hand; the role and place of the two layers and their training on a
@@ -99,6 +101,7 @@ class Model(Detector):
 
     q: Tensor  # buffers
     tau: Tensor
+    scale: Tensor
     sigma: Tensor
     shown: Tensor
     of_hidden: Tensor
@@ -125,7 +128,8 @@ class Model(Detector):
         self.around = around(2 * c.margin + 1, 1, c.margin, False, False)
         self.register_buffer("q", torch.zeros(()))
         self.register_buffer("tau", torch.ones(()))
-        self.register_buffer("sigma", torch.ones(shape[0], *[1] * (len(shape) - 1)))
+        self.register_buffer("scale", torch.ones(shape[0], *[1] * (len(shape) - 1)))
+        self.register_buffer("sigma", torch.ones_like(self.scale))
         self._schedule(n)
 
     def _schedule(self, n: int) -> None:
@@ -139,12 +143,16 @@ class Model(Detector):
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
-        u = self.tokens.split(x)
-        _, g = first = self.first_pass(u)
-        error = self.tokens.join((u - self.repair(u, first[0])).abs()) / self.sigma
+        u = self.split(x)
+        e, g = self.first_pass(u)
+        error = self.tokens.join((u - self.repair(u, e)).abs()) / self.sigma
         strange = self.tokens.join((1 - g)[..., None].expand_as(u))
         found = error + self.config.attenuation * strange
         return Evidence(found, x.new_zeros(x.shape[0], 0))
+
+    def split(self, x: Tensor) -> Tensor:
+        """Tokens (b, n, p), each channel in the unit of its root mean square over normals."""
+        return self.tokens.split(x / self.scale)
 
     def first_pass(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Of each token of (b, n, p): the error e where hidden, the gate g where shown, (b, n)."""
@@ -159,8 +167,8 @@ class Model(Detector):
 
     def hide(self, e: Tensor) -> Tensor:
         """The tokens that stay visible, (b, v): all but the share with the largest error around."""
-        b, n = e.shape
-        around = self.around(e.reshape(b, 1, *self.tokens.grid)).flatten(1)
+        n = self.tokens.n
+        around = self.around(e.reshape(-1, 1, *self.tokens.grid)).flatten(1)
         return around.topk(n - masked_count(n, self.config.ratio), largest=False).indices
 
     def repair(self, u: Tensor, e: Tensor) -> Tensor:
@@ -192,7 +200,7 @@ class Model(Detector):
     def loss(self, x: Tensor) -> Tensor:
         """L_rec of all tokens, some of them hidden, no gates: stage 1."""
         self.check(x)
-        u, half = self.tokens.split(x), (len(x) + 1) // 2
+        u, half = self.split(x), (len(x) + 1) // 2
         with torch.no_grad():
             e, _ = self.first_pass(u[:half])
             self._follow(e)
@@ -207,7 +215,7 @@ class Model(Detector):
         self.check(x)
         damaged, mask = pseudo_anomalies(x, recordwide=self.config.recordwide)
         share = self.tokens.split(mask.amax(1, keepdim=True).expand_as(x)).mean(-1)  # (b, n)
-        u = self.tokens.split(damaged)
+        u = self.split(damaged)
         with torch.no_grad():
             e, _ = self.first_pass(u)
             visible = self.hide(e)
@@ -218,7 +226,7 @@ class Model(Detector):
         weight = 1 + self.config.active * often
         bce = F.binary_cross_entropy_with_logits(logit[..., 0], a, weight)
         rebuilt = self.decode(u, z, logit.sigmoid(), visible)
-        return bce + self.config.beta * self.distance(rebuilt, self.tokens.split(x))
+        return bce + self.config.beta * self.distance(rebuilt, self.split(x))
 
     def wanted(self, e: Tensor, damaged: Tensor) -> Tensor:
         """a: what the gate of a token of error e, of which a share was damaged, should be."""
@@ -240,17 +248,28 @@ class Model(Detector):
         self.q.lerp_(q, 1 - FOLLOW)
         self.tau.lerp_((high - low).clamp_min(1e-6) / 2, 1 - FOLLOW)
 
+    @torch.no_grad()
+    def warm_up(self, batches: Iterable[Tensor]) -> None:
+        """The unit of each channel."""
+        self.scale.copy_(_sizes(batches).reshape(self.scale.shape))
+
     def settle(self, batches: Iterable[Tensor]) -> None:
-        """The deviation of each channel's error over normal records."""
-        count, total = 0, torch.zeros(())
-        for x in batches:
-            u = self.tokens.split(x)
-            d = self.tokens.join(self.repair(u, self.first_pass(u)[0]) - u)
-            d = d.transpose(0, 1).flatten(1)  # (c, b places)
-            count, total = count + d.shape[1], total + d.double().square().sum(1)
-        sigma = (total / count).sqrt()
-        sigma = sigma.clamp_min(FLAT * float(sigma.max())).clamp_min(1e-6)
-        self.sigma.copy_(sigma.reshape(self.sigma.shape))
+        """The root mean square of each channel's error over normal records."""
+        self.sigma.copy_(_sizes(map(self._errors, batches)).reshape(self.sigma.shape))
+
+    def _errors(self, x: Tensor) -> Tensor:
+        u = self.split(x)
+        return self.tokens.join(u - self.repair(u, self.first_pass(u)[0]))
+
+
+def _sizes(batches: Iterable[Tensor]) -> Tensor:
+    """The root mean square of each channel of all (b, c, *grid), (c,)."""
+    count, total = 0, torch.zeros(())
+    for x in batches:
+        v = x.double().transpose(0, 1).flatten(1)  # (c, b places)
+        count, total = count + v.shape[1], total + v.square().sum(1)
+    size = (total / count).sqrt()
+    return size.clamp_min(FLAT * float(size.max())).clamp_min(1e-6)
 
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:
