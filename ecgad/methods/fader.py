@@ -35,8 +35,8 @@ that enter its decoder are in their place. Adding log g to the attention's logit
 token its own way to its own place, so g blends it with h instead: at 1 nothing changes
 at all, at 0 the token is a hidden one. The error of the reconstructor itself chooses the mask
 where the paper's predecessor asks a vision transformer, of which there is none for records.
-Limb leads need no group of their own (III = II - I tells a hidden lead from two that are not): tokens
-hide all leads together.
+Limb leads need no group of their own (III = II - I tells a hidden lead from two that are not):
+tokens hide all leads together.
 What spans more than a few tokens, a rhythm, is filled in without error, and out of reach.
 
 The paper's text was not at hand; the role and place of the two layers and their training on a
