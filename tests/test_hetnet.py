@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -137,7 +139,8 @@ def test_the_convolutional_teacher_is_given_leads_by_their_usual_size():
 
 def test_fusion_adds_local_and_global_and_their_weighted_sum():
     net, x = model(), torch.randn(3, 2, 80)
-    fuse, f, g = net.fuse[1], net.teacher(x)[1], net.whole_record(x)
+    f, g = net.teacher(x)[1], net.whole_record(x)
+    fuse: Any = net.fuse[1]
     assert g is not None
     for i in range(3):
         c = torch.einsum("wd,dn->wn", fuse.local.weight[..., 0], f[i]) + fuse.local.bias[:, None]
@@ -163,7 +166,8 @@ def test_without_a_second_teacher_only_the_first_one_speaks():
     assert one.encoder is None
     assert not [name for name, _ in one.named_parameters() if "beside" in name or "weigh." in name]
     f = torch.randn(2, 4, 40)
-    torch.testing.assert_close(one.fuse[0](f, None), one.fuse[0].local(f))
+    fuse: Any = one.fuse[0]
+    torch.testing.assert_close(fuse(f, None), fuse.local(f))
 
 
 def test_a_student_sees_four_seconds_around_each_cell():

@@ -50,6 +50,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +104,8 @@ class Config:
 
 class Model(Detector):
     """HetNet for inputs of `shape` = (c, *grid)."""
+
+    noise: Any  # of `_Gaussians`, one for each level
 
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
@@ -245,7 +248,7 @@ class _Teacher(nn.Module):
         self.register_buffer("size", torch.ones(channels, *[1] * axes))
         self.apply(_keep_variance)
         for level in self.levels:
-            nn.init.uniform_(level[2].bias, 0, QUIET)
+            nn.init.uniform_(level.get_parameter("2.bias"), 0, QUIET)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x, found = x / self.size, []
