@@ -126,7 +126,7 @@ def test_the_convolutional_teacher_learns_how_much_of_a_cell_was_damaged(monkeyp
 
 
 def test_the_convolutional_teacher_is_given_leads_by_their_usual_size():
-    x, unit = torch.randn(5, 2, 80), torch.tensor([[1000.0], [0.01]])
+    x, unit = torch.randn(5, 2, 80), torch.tensor([[100.0], [20.0]])
     volts, other = model(), model()
     volts.warm_up(iter([x[:2], x[2:4]]))
     other.warm_up(iter([unit * x[:2], unit * x[2:4]]))
