@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ecgad import methods
 from ecgad.methods import crr
-from ecgad.methods.crr import Bottleneck, LinearAttention, Model, cosine, focal, slowed
+from ecgad.methods.crr import Model, _Bottleneck, _LinearAttention, cosine, focal, slowed
 from ecgad.train import Budget, fit
 
 SMALL = {"heads": 2, "depth": 4, "head_width": 8}
@@ -97,7 +97,7 @@ def test_the_share_of_easy_tokens_grows_with_the_steps_of_training_and_no_others
 
 
 def test_the_mask_takes_its_share_of_single_elements_and_leaves_the_others_as_they_are():
-    bottleneck, u = Bottleneck(50, mask=0.4, dropout=0.0), 1 + torch.rand(40, 50, 50)
+    bottleneck, u = _Bottleneck(50, mask=0.4, dropout=0.0), 1 + torch.rand(40, 50, 50)
     seen = bottleneck.masked(u, noisy=True)
     lost = (seen == 0).float()
     assert torch.equal(seen, u * (1 - lost))
@@ -108,7 +108,7 @@ def test_the_mask_takes_its_share_of_single_elements_and_leaves_the_others_as_th
 
 
 def test_scoring_is_given_what_the_mask_leaves_on_average():
-    bottleneck, u = Bottleneck(6, mask=0.4, dropout=0.5), torch.randn(2, 5, 6)
+    bottleneck, u = _Bottleneck(6, mask=0.4, dropout=0.5), torch.randn(2, 5, 6)
     drawn = torch.stack([bottleneck.masked(u, noisy=True) for _ in range(4000)])
     kept = bottleneck.masked(u, noisy=False)
     torch.testing.assert_close(kept, drawn.mean(0), atol=0.08, rtol=0)
@@ -117,7 +117,7 @@ def test_scoring_is_given_what_the_mask_leaves_on_average():
 
 
 def test_linear_attention_weighs_every_token_by_a_product_of_features():
-    attention, y = LinearAttention(6, 2), torch.randn(1, 5, 6)
+    attention, y = _LinearAttention(6, 2), torch.randn(1, 5, 6)
     attention.out = nn.Identity()  # type: ignore
     q, k, v = (attention.qkv(y)[0].detach().numpy().reshape(5, 3, 2, 3)).transpose(1, 2, 0, 3)
     q, k = (np.where(z > 0, z + 1, np.exp(z)) for z in (q, k))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ecgad import methods
 from ecgad.methods import dnp
-from ecgad.methods.dnp import Config, Guided, Model, diverse, mined
+from ecgad.methods.dnp import Config, Model, _Guided, diverse, mined
 from ecgad.parts import encoders
 from ecgad.train import Budget, Progress, fit
 
@@ -45,7 +45,7 @@ def move(model: Model) -> None:
 
 
 def test_a_token_becomes_what_relu_of_scaled_cosines_gives_it_of_the_prototypes_values():
-    block, z, p = Guided(6, Config(heads=2)).eval(), torch.randn(1, 5, 6), torch.randn(1, 3, 6)
+    block, z, p = _Guided(6, Config(heads=2)).eval(), torch.randn(1, 5, 6), torch.randn(1, 3, 6)
     nn.init.uniform_(block.scale, 0.5, 2)
     q, k, v = block.q(z)[0], block.k(p)[0], block.v(p)[0]
     naive = torch.zeros(5, 6)
@@ -57,7 +57,7 @@ def test_a_token_becomes_what_relu_of_scaled_cosines_gives_it_of_the_prototypes_
 
 
 def test_nothing_passes_a_block_that_is_not_in_the_span_of_the_prototypes_values():
-    block = Guided(16, Config(heads=2)).eval()
+    block = _Guided(16, Config(heads=2)).eval()
     for weight in block.mlp.parameters():
         nn.init.zeros_(weight)
     z = block(100 * torch.randn(1, 40, 16), torch.randn(1, 3, 16))[0] - block.out.bias

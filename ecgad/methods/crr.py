@@ -20,7 +20,7 @@ that comparison: a small network, taught by the masks of synthetic damage, reads
 Two stages. In `repair`, bottleneck and decoder learn by D(e(x), d(x)) + D(e(x), d(x_a)): the clean
 record's features are the target of both. Tokens that are easy get a tenth of the gradient. In
 `segmentation` all that is frozen, and the head learns the mask of x_a by a focal loss (gamma 2).
-In the code: u `mixed`, mask and MLP `Bottleneck`, e and d `groups`, D `distance`, s `product`.
+In the code: u `mixed`, mask and MLP `_Bottleneck`, e and d `groups`, D `distance`, s `product`.
 
 Changed for the ECG, and why. Cosine does not see how large a token is, and voltage is a criterion:
 D has 0.1 (log|e| - log|d|)^2 of each token added (`loudness`), and the head is given the difference
@@ -108,12 +108,12 @@ class Model(Detector):
         self.config = c = replace(config, encoder=self.encoder.spec)
         width = self.encoder.width
         self.count = min(c.groups, self.encoder.layers)
-        self.bottleneck = Bottleneck(width, c.mask, c.dropout)
+        self.bottleneck = _Bottleneck(width, c.mask, c.dropout)
         self.place = positions(self.encoder.n, width)
-        self.decoder = nn.ModuleList(Block(width, c.heads) for _ in range(c.depth))
+        self.decoder = nn.ModuleList(_Block(width, c.heads) for _ in range(c.depth))
         for part in (self.bottleneck, self.decoder):
             part.apply(initialise)
-        self.head = Head(self.count * (width + 1), c.head_width, self.encoder.grid, self.shape[1:])
+        self.head = _Head(self.count * (width + 1), c.head_width, self.encoder.grid, self.shape[1:])
         self.register_buffer("step", torch.zeros(()))
 
     def warm_up(self, batches: Iterable[Tensor]) -> None:
@@ -198,7 +198,7 @@ class Model(Detector):
         return torch.cat([s, louder(e, d).unsqueeze(-1)], -1).transpose(2, 3).flatten(1, 2)
 
 
-class Bottleneck(nn.Module):
+class _Bottleneck(nn.Module):
     """An MLP with dropout, in front of which elements of u are lost and the rest not rescaled."""
 
     def __init__(self, width: int, mask: float, dropout: float) -> None:
@@ -220,13 +220,13 @@ class Bottleneck(nn.Module):
         return F.dropout(u, self.dropout, training=noisy)
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """A pre-norm Transformer block, its attention linear: it cannot focus on a single token."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.attention = LinearAttention(width, heads)
+        self.attention = _LinearAttention(width, heads)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
@@ -236,7 +236,7 @@ class Block(nn.Module):
         return y + self.mlp(self.norms[1](y))
 
 
-class LinearAttention(nn.Module):
+class _LinearAttention(nn.Module):
     """Attention by f(q) f(k), f being elu + 1: Katharopoulos et al., ICML 2020, eqs. 4-7."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -254,7 +254,7 @@ class LinearAttention(nn.Module):
         return self.out(seen.transpose(1, 2).flatten(2))
 
 
-class Head(nn.Module):
+class _Head(nn.Module):
     """A_seg from s: convolutions on grids that grow to the record's, then two classes."""
 
     def __init__(

@@ -13,9 +13,9 @@ through. What it has to rebuild are the tokens of a teacher, the moving average 
       |                               '--bottleneck--> z --decoder, keys and values P--> de_g
       '--teacher--> layers, averaged in two groups, early and late --> en_g,  1 - cos(en_g, de_g)
 
-    extract   P = Q + A(Q, x), then P + MLP(P): softmax, M learned queries Q          `Extractor`
+    extract   P = Q + A(Q, x), then P + MLP(P): softmax, M learned queries Q          `_Extractor`
     decode    z = ReLU(s cos(q, k)) v, k and v of P, with no residual about it;
-              then z + MLP(z). The last blocks answer for the early layers             `Guided`
+              then z + MLP(z). The last blocks answer for the early layers             `_Guided`
     mine      L_sm = mean 1 - cos(vec en_g, vec de_g); the gradient at token i times
               (d_i / mean d)^y, d_i = 1 - cos(en_gi, de_gi), at most 10                `mined`
     align     L_daa = mean over prototypes that own a token of d(x_i, p_m) over what
@@ -108,9 +108,9 @@ class Model(Detector):
             raise ValueError(f"depth is {c.depth}; {self.groups} groups need as many blocks")
         self.teacher = _frozen(self.encoder)
         self.learned = _slow(self.encoder, shape, c.pace) if c.pace else []
-        self.extractor = Extractor(d, c)
+        self.extractor = _Extractor(d, c)
         self.bottleneck = _mlp(d, c)
-        self.decoder = nn.ModuleList(Guided(d, c) for _ in range(c.depth))
+        self.decoder = nn.ModuleList(_Guided(d, c) for _ in range(c.depth))
         for module in (self.extractor, self.bottleneck, self.decoder):
             module.apply(initialise)
         self.register_buffer("centre", torch.zeros(c.prototypes, d))
@@ -180,7 +180,7 @@ class Model(Detector):
         return (p - self.get_buffer("centre")) / self.get_buffer("deviation")
 
 
-class Extractor(nn.Module):
+class _Extractor(nn.Module):
     """Learned queries look at a record's tokens (b, n, d), in any order: prototypes (b, M, d)."""
 
     def __init__(self, width: int, c: Config) -> None:
@@ -196,7 +196,7 @@ class Extractor(nn.Module):
         return p + self.mlp(self.norms[2](p))
 
 
-class Guided(nn.Module):
+class _Guided(nn.Module):
     """A block of the decoder: each token becomes a sum of prototypes' values, then an MLP."""
 
     def __init__(self, width: int, c: Config) -> None:

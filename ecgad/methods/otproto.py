@@ -47,7 +47,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +92,7 @@ class Config:
 class Model(Detector):
     """Transported prototypes for inputs of `shape` = (c, *grid)."""
 
-    whole: ClassVar[tuple[str, ...]] = ("rhythm",)
+    whole = ("rhythm",)
 
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)

@@ -47,7 +47,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +86,7 @@ class Config:
 class Model(Detector):
     """RcAE for inputs of `shape` = (c, *grid), a signal or an image."""
 
-    whole: ClassVar[tuple[str, ...]] = ("fluctuation",)
+    whole = ("fluctuation",)
     spread: Tensor
 
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:

@@ -143,7 +143,7 @@ class Policy(nn.Module):
         self.embed = nn.Linear(size, 16)
         self.mix = layer(16 + 5, width, 3, padding=1)
         self.head = layer(width, 1, 3, padding=1)
-        nn.init.zeros_(self.head.weight)  # starts as the uniform sampler
+        nn.init.zeros_(self.head.weight)  # type: ignore[arg-type] - starts as the uniform sampler
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         for name, value in {
             "prototypes": torch.zeros(KINDS, size),

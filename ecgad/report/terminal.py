@@ -78,7 +78,8 @@ def cost_table(costs: Sequence[Cost], like: str) -> tuple[Table, str, str]:
 
     fewest, most = MCF.passes
     table = _table(
-        "method", "parameters>", "MCF / >", "frozen>", "MACs: pass>", "record>", "frozen>", "MCF / >"
+        "method", "parameters>", "MCF / >", "frozen>",
+        "MACs: pass>", "record>", "frozen>", "MCF / >",
     )  # fmt: skip
     for cost in costs:
         smaller = f"{MCF.parameters / cost.parameters:.1f}" if cost.parameters else "–"
