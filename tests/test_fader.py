@@ -256,7 +256,7 @@ def test_the_map_is_the_error_in_deviations_over_normals_and_the_attenuation():
     model, x = built(attenuation=2.5), torch.randn(40, *LINE) * torch.tensor([[1.0], [4.0], [9.0]])
     model.warm_up(x.split(16))
     model.settle(x.split(16))
-    x = x / np.sqrt((x.numpy() ** 2).mean((0, 2)))[:, None]
+    x = x / torch.from_numpy(np.sqrt((x.numpy() ** 2).mean((0, 2))))[:, None]
     u = model.tokens.split(x)
     e, g = model.first_pass(u)
     error = (x - model.tokens.join(model.repair(u, e))).abs().numpy()
@@ -265,6 +265,3 @@ def test_the_map_is_the_error_in_deviations_over_normals_and_the_attenuation():
     strange = np.repeat(1 - g.numpy(), 6, axis=1)[:, None]
     expected = error / sigma[:, None] + 2.5 * strange
     np.testing.assert_allclose(model(x * model.scale).map, expected, rtol=1e-3, atol=1e-5)
-
-
-# What the paper claims of a model that has learned

@@ -3,7 +3,7 @@
 Ray Data hands the chunks to actors, one a core, starts actors anew that die, and does their chunk
 again elsewhere. A chunk that kills actors again and again is left to this machine, item by item, as
 `ecgad.screen.workers` does it. All nodes must see the records and the model under the same paths,
-and have this package.
+and have this package. Written to Ray's documentation; not yet run on a real cluster.
 """
 
 from __future__ import annotations
