@@ -86,7 +86,11 @@ TABLE = {
         },
     ),
     "fader": Row(
-        (MASKED | {"segment": (20,)}, MASKED | {"segment": (20,)}, MASKED | SQUARE),
+        (
+            MASKED | {"segment": (20,)},
+            MASKED | {"segment": (20,), "ratio": 0.25},
+            MASKED | SQUARE,
+        ),
         {
             "segment": ((7,), r"patch \(7,\) does not tile grid"),
             "ratio": (0.5, "ratio is 0.5"),

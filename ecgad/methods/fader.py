@@ -78,7 +78,7 @@ class Config:
     gate_share: float = 0.3  # of the training budget, for stage 2
     beta: float = 1.0  # of the reconstruction in stage 2's loss
     active: float = 1.0  # how much more often a token of large error would be drawn
-    attenuation: float = 1.0  # of 1 - g in the map, beside an error in deviations; 0: as the paper
+    attenuation: float = 0.0  # of 1 - g in the map, beside the error; more was measured to harm
     recordwide: bool = True  # also learn damage that repeats in every beat
 
     def __post_init__(self) -> None:
