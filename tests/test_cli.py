@@ -192,7 +192,7 @@ def test_flops_stands_beside_the_published_method(run):
 
 
 def test_flops_counts_what_settings_and_size_ask_for(run):
-    command = ("flops", "mmae", "--like", "2x400", "--json")
+    command = ("flops", "mmae", "--like", "2x400", "--json", "--set", "beside=")
     narrow, wide = (
         json.loads(
             run(*command, "--set", "segment=50", "--set", "local=4", "--set", f"width={w}")[1]

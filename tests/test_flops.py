@@ -59,11 +59,26 @@ def macs(function) -> int:
 
 @pytest.mark.parametrize(("t", "segment"), [(4800, 48), (1000, 10)])
 def test_mmae_costs_what_the_formula_says(t, segment):
-    config = Config(segment=(segment,))
+    config = Config(segment=(segment,), beside=())
     cost = flops.count(Model((12, t), config))
     by_hand = mmae_by_hand(12, t, config)
     assert cost.macs_record == by_hand
     assert cost.macs_pass == by_hand // config.rounds
+
+
+@pytest.mark.parametrize(("t", "segment"), [(4800, 48), (1000, 10)])
+def test_what_stands_beside_mmaes_map_costs_what_its_products_say(t, segment):
+    model = Model((12, t), Config(segment=(segment,)))
+    tokens = 8 * 75 * 128 * 64  # rounds, visible segments, centres of the bank, width
+    lags = model.covariance.lags
+    features = 12 * 13 // 2 + len(lags) * 12 * 12
+    covariance = 12 * 12 * (t + sum(t - lag for lag in lags)) + features**2
+    pieces, samples = model.rhythm.pieces.shape
+    shifts = len(model.rhythm.shifted)
+    rhythm = pieces * shifts * (samples + 128)  # the correlation, then the bank
+    paper = flops.count(Model((12, t), Config(segment=(segment,), beside=())))
+    found = flops.count(model).macs_record - paper.macs_record
+    assert found == tokens + covariance + rhythm
 
 
 def test_mmae_keeps_the_published_size_ratios_to_mcf():
@@ -75,10 +90,10 @@ def test_mmae_keeps_the_published_size_ratios_to_mcf():
 
 def test_one_round_costs_what_a_pass_does_when_the_embedding_is_left_out():
     one = flops.count(
-        methods.build("mmae", (3, 96), {"segment": (48,), "local": (2,), "rounds": 2})
+        methods.build("mmae", (3, 96), {"segment": (48,), "local": (2,), "rounds": 2, "beside": ()})
     )
     two = flops.count(
-        methods.build("mmae", (3, 96), {"segment": (48,), "local": (2,), "rounds": 4})
+        methods.build("mmae", (3, 96), {"segment": (48,), "local": (2,), "rounds": 4, "beside": ()})
     )
     embed = 96 * 3 * 64
     assert two.macs_record - embed == 2 * (one.macs_record - embed)
