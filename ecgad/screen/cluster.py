@@ -62,8 +62,8 @@ class _Actor:
 
 def _connected() -> Any:
     try:
-        import ray
-        import ray.data
+        import ray  # pyright: ignore[reportMissingImports] - an extra
+        import ray.data  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ValueError(f"engine 'ray' needs {error.name}: pip install 'ecgad[ray]'") from error
     if not ray.is_initialized():
