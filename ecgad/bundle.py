@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -213,15 +214,21 @@ def load(path: str | Path | None = None, *, runtime: str = "onnx", device: str =
     return Bundle(card, run_torch(load_detector(folder), device), folder=folder)
 
 
-def load_detector(folder: Path) -> Detector:
-    """The torch model of a bundle."""
+def load_detector(folder: Path, settings: Mapping[str, Any] | None = None) -> Detector:
+    """The torch model of a bundle; or one with other `settings`, of those weights that it has.
+
+    `KeyError` for settings that ask for weights which are not there.
+    """
     from safetensors.torch import load_file
 
     from ecgad.methods import build
 
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    model = build(card["method"], tuple(card["shape"]), _tuples(card["config"]))
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    config, weights = _tuples(card["config"]), load_file(folder / "weights.safetensors")
+    model = build(card["method"], tuple(card["shape"]), config | dict(settings or {}))
+    if settings:
+        weights = {name: weights[name] for name in model.state_dict()}
+    model.load_state_dict(weights)
     return model.eval()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ecgad.benchmarks import Case, Sets
-from ecgad.bundle import Bundle, load
+from ecgad.bundle import Bundle, load, load_detector
 from ecgad.calibrate import Calibration
 from ecgad.learn import Normals, Pretraining, calibrate, learn, prepared_windows
 from ecgad.prepare.quality import assess
@@ -42,8 +42,7 @@ class Plan:
     budget: Budget = Budget(steps=1)
     epochs: int = 75  # at most, so that a few real records are not seen a thousand times
     encoder: str = ""  # the plan whose bundle of the same seed is the frozen encoder
-    scored: str = ""  # the plan whose bundle is taken as it is, with another score:
-    use: tuple[str, ...] = ()  # of these features alone
+    weights: str = ""  # the plan whose weights are taken as they are, built with these settings
 
 
 PLANS = {
@@ -52,10 +51,10 @@ PLANS = {
         pretrain=Budget(steps=6000, batch=32, lr=2e-3, hold=0.6),  # a plateau takes 2000 to leave
         budget=Budget(steps=1500, batch=32, lr=5e-4),
     ),
-    "mmae-paper": Plan(scored="mmae", use=("mean",)),  # what stands beside the map left out
-    "mmae-tokens": Plan(scored="mmae", use=("mean", "tokens")),
-    "mmae-covariance": Plan(scored="mmae", use=("mean", "covariance")),
-    "mmae-rhythm": Plan(scored="mmae", use=("mean", "rhythm")),
+    "mmae-paper": Plan(weights="mmae", settings={"beside": ()}),
+    "mmae-tokens": Plan(weights="mmae", settings={"beside": ("tokens",)}),
+    "mmae-covariance": Plan(weights="mmae", settings={"beside": ("covariance",)}),
+    "mmae-rhythm": Plan(weights="mmae", settings={"beside": ("rhythm",)}),
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),
 }
@@ -160,10 +159,10 @@ def trained(
     if (folder / "card.json").is_file():
         return load(folder)
     plan, preparation = PLANS.get(name, Plan()), sets.preparation or Preparation()
-    if plan.scored:
-        base = folder.with_name(f"{plan.scored}-{seed}")
-        learned = trained(plan.scored, sets, seed, base, pretrained=pretrained, report=report)
-        return rescored(learned, normals(sets, preparation), plan.use, seed)
+    if plan.weights:
+        base = folder.with_name(f"{plan.weights}-{seed}")
+        trained(plan.weights, sets, seed, base, pretrained=pretrained, report=report)
+        return reduced(base, plan.settings, normals(sets, preparation))
     folder.mkdir(parents=True, exist_ok=True)
     method, chosen = plan.method or name, {**plan.settings, **(settings or {})}
     if plan.encoder:
@@ -194,13 +193,27 @@ def trained(
     return bundle
 
 
-def rescored(bundle: Bundle, normals: Normals, use: tuple[str, ...], seed: int) -> Bundle:
-    """The same model with a score of the features in `use`: rule and calibration are made anew."""
-    whole = tuple(bundle.card["whole"])
-    rule, groups = calibrate(bundle.run, normals, bundle.preparation, whole, use, seed)
-    calibration = Calibration.from_json(groups).to_json()
-    card = bundle.card | {"rule": rule.to_json(), "calibration": calibration}
-    return Bundle(card, bundle.run, folder=bundle.folder)
+def reduced(folder: Path, settings: Mapping[str, Any], normals: Normals) -> Bundle:
+    """The bundle in `folder` with parts left out: its weights in a model of other `settings`.
+
+    Rule and calibration are made anew. `KeyError` when the settings ask for more weights.
+    """
+    from ecgad.export import run_torch
+    from ecgad.flops import count
+
+    whole, model = load(folder), load_detector(folder, settings)
+    run, cost = run_torch(model), count(model)
+    seed = whole.card["seed"]
+    rule, groups = calibrate(run, normals, whole.preparation, model.whole, seed)
+    changed = {
+        "config": asdict(model.config),  # type: ignore[call-overload]
+        "whole": model.whole,
+        "rule": rule.to_json(),
+        "calibration": Calibration.from_json(groups).to_json(),
+        "parameters": cost.parameters,
+        "macs_record": cost.macs_record,
+    }
+    return Bundle(whole.card | json.loads(json.dumps(changed)), run)
 
 
 def _digest(

@@ -105,17 +105,12 @@ def learn(
     preparation: Preparation | None = None,
     budget: Budget | None = None,
     pretrain: Pretraining | None = None,
-    use: tuple[str, ...] | None = None,
     name: str | None = None,
     report: Callable[[Progress], None] | None = None,
     checkpoint: Path | None = None,
     device: str = "cpu",
 ) -> Bundle:
-    """As `train`, from sets that are already apart.
-
-    `use` names the features of the score (`score.feature_names`): by default the map's mean and
-    all that the method tells of the whole record.
-    """
+    """As `train`, from sets that are already apart."""
     from ecgad.export import run_torch
     from ecgad.methods import build
 
@@ -129,8 +124,7 @@ def learn(
         _begin(model, pretrain, checkpoint=begin, **common)
     fit(model, prepared_windows(normals.train), budget=budget, checkpoint=checkpoint, **common)
     run = run_torch(model, device)
-    use = use or ("mean", *model.whole)
-    rule, groups = calibrate(run, normals, preparation, model.whole, use, seed)
+    rule, groups = calibrate(run, normals, preparation, model.whole, seed)
     damage_auroc = probe(model, rule) if probe else None
     card = _card(method, model, preparation, rule, groups, normals, seed, budget, pretrain)
     card |= {
@@ -166,16 +160,19 @@ def calibrate(
     normals: Normals,
     preparation: Preparation,
     whole: tuple[str, ...],
-    use: tuple[str, ...],
     seed: int,
 ) -> tuple[Rule, dict[str, list[float]]]:
-    """The rule from the held-out normals, and the calibration scores by number of usable leads."""
+    """The rule from the held-out normals, and the calibration scores by number of usable leads.
+
+    The score is of the map's mean and of all that the method tells of the whole record.
+    """
     smooth = SMOOTH_S * preparation.rate_hz
     found = [evidence(run, p) for p in normals.held_out]
     valids = [
         row_validity(p.valid, len(m)) for p, (m, _) in zip(normals.held_out, found, strict=True)
     ]
-    rule = fit_rule([m for m, _ in found], valids, [w for _, w in found], whole, use, smooth)
+    maps, wholes = [m for m, _ in found], [w for _, w in found]
+    rule = fit_rule(maps, valids, wholes, whole, ("mean", *whole), smooth)
     groups = calibration_scores(run, normals.calibration, preparation, whole, rule, seed)
     return rule, groups
 

@@ -274,20 +274,33 @@ def test_where_all_records_are_of_one_kind_only_their_shares_are_told():
     assert found == {"sensitivity": 0.75}
 
 
-def test_another_score_of_the_same_bundle_trains_nothing(ecg: Ecg, tmp_path: Path):
+def test_leaving_parts_out_trains_nothing(ecg: Ecg, tmp_path: Path):
     sets = Sets(*(cases(ecg(n, seed=n, t=1000), "a") for n in (20, 8, 20, 4)), card={})
+    small = {"segment": (10,), "width": 8, "decoder_width": 8, "depth": 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ev.PLANS, "top", ev.Plan(scored="pca", use=("top",)))
-        plain = ev.trained("pca", sets, 0, tmp_path / "pca-0", report=lambda line: None)
+        patch.setitem(ev.PLANS, "mmae", ev.Plan(settings=small))
+        full = ev.trained("mmae", sets, 0, tmp_path / "mmae-0", report=lambda line: None)
         patch.setattr(ev, "learn", None)
-        other = ev.trained("top", sets, 0, tmp_path / "top-0", report=lambda line: None)
-    prepared = ev.prepared_cases(sets, "test", plain.preparation)[0]
+        rhythm, paper = (
+            ev.trained(f"mmae-{name}", sets, 0, tmp_path / f"mmae-{name}-0")
+            for name in ("rhythm", "paper")
+        )
+    prepared = ev.prepared_cases(sets, "test", full.preparation)[0]
     assert prepared is not None
-    np.testing.assert_allclose(other.judge(prepared).map, plain.judge(prepared).map, rtol=1e-5)
-    assert other.rule.use == ("top",)
-    assert plain.rule.use == ("mean",)
-    assert other.judge(prepared).score != plain.judge(prepared).score
-    assert not (tmp_path / "top-0").exists()
+    assert full.rule.use == ("mean", "covariance", "rhythm")
+    assert rhythm.rule.use == ("mean", "rhythm")
+    assert paper.rule.use == ("mean",)
+    np.testing.assert_allclose(paper.judge(prepared).map, rhythm.judge(prepared).map, rtol=1e-5)
+    assert not np.allclose(paper.judge(prepared).map, full.judge(prepared).map, rtol=1e-2)
+    own, whole = paper.evidence(prepared), full.evidence(prepared)
+    np.testing.assert_allclose(rhythm.evidence(prepared)[1], whole[1][1:], rtol=1e-4)
+    assert len(own[1]) == 0
+    assert rhythm.judge(prepared).score != paper.judge(prepared).score
+    assert paper.card["macs_record"] < rhythm.card["macs_record"] < full.card["macs_record"]
+    assert paper.card["config"]["beside"] == []
+    assert not (tmp_path / "mmae-paper-0").exists()
+    with pytest.raises(KeyError, match="blocks.1"):
+        ev.reduced(tmp_path / "mmae-0", {"depth": 2}, ev.normals(sets, full.preparation))
 
 
 def test_the_costs_that_the_readme_shows_are_those_of_the_methods():

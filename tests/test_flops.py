@@ -72,7 +72,7 @@ def test_what_stands_beside_mmaes_map_costs_what_its_products_say(t, segment):
     tokens = 8 * 75 * 128 * 64  # rounds, visible segments, centres of the bank, width
     lags = model.covariance.lags
     features = 12 * 13 // 2 + len(lags) * 12 * 12
-    covariance = 12 * 12 * (t + sum(t - lag for lag in lags)) + features**2
+    covariance = 12 * 12 * (t + sum(t - lag for lag in lags)) + 2 * features * 64  # and back
     pieces, samples = model.rhythm.pieces.shape
     shifts = len(model.rhythm.shifted)
     rhythm = pieces * shifts * (samples + 128)  # the correlation, then the bank

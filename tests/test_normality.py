@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
 from ecgad.parts.normality import Bank, Covariance, Gaussian, Rhythm
@@ -58,6 +59,33 @@ def test_a_gaussian_gives_no_weight_to_what_does_not_vary():
     torch.testing.assert_close(gaussian(moved), gaussian(rows))
     with pytest.raises(ValueError, match="1 records; a covariance needs at least two"):
         gaussian.fit(rows[:1])
+
+
+def test_a_gaussian_of_less_rank_takes_the_other_axes_as_alike():
+    rows = (
+        torch.randn(400, 6)
+        * torch.tensor([9.0, 5, 3, 1, 0.5, 0.2])
+        @ torch.linalg.qr(torch.randn(6, 6)).Q
+    )
+    gaussian = Gaussian(6, rank=4)
+    gaussian.fit(rows)
+    z = ((rows - rows.mean(0)) / rows.std(0, correction=0)).double().numpy()
+    values, axes = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(z).covariance_)
+    values[:2] = values[:2].mean()
+    expected = np.sqrt(((z @ axes) ** 2 / values).sum(1))
+    np.testing.assert_allclose(gaussian(rows), expected, rtol=1e-3)
+    assert gaussian.axes.shape == (6, 4)
+
+
+@pytest.mark.parametrize("rank", [None, 6, 60])
+def test_a_gaussian_of_full_rank_is_the_mahalanobis_distance(rank: int | None):
+    rows = torch.randn(300, 6) @ torch.randn(6, 6)
+    gaussian = Gaussian(6, rank)
+    assert gaussian(rows).abs().max() == 0  # before `fit`, nothing is far
+    gaussian.fit(rows)
+    z = ((rows - rows.mean(0)) / rows.std(0, correction=0)).double().numpy()
+    expected = LedoitWolf(assume_centered=True).fit(z).mahalanobis(z)
+    np.testing.assert_allclose(gaussian(rows).square(), expected, rtol=1e-3)
 
 
 def test_swapped_leads_are_far_from_the_covariance_of_normal_ones(ecg):

@@ -17,11 +17,12 @@ and each sample's error is averaged over the maskings that hid it (the point sco
 sample score (eq. 4) is the mean of that map, which `score.py` takes.
 
 What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
-longer than a segment: neither is strange to a reconstruction. So three numbers for the whole record
-stand beside the map, each a distance from what normal records gave once the encoder had learned,
-at next to no cost; `beside=` (nothing) is the paper's method:
+longer than a segment: neither is strange to a reconstruction. So three distances from what normal
+records gave, once the encoder had learned, stand beside the error at next to no cost; `beside=`
+(nothing) is the paper's method:
 
-    tokens       the encoder's visible tokens against a bank of normal ones; no further pass
+    tokens       the encoder's visible tokens against a bank of normal ones; no further pass. Part
+                 of the map: there error and distance are each in multiples of normals' mean
     covariance   the covariance of the leads at 0-0.16 s against a Gaussian of normal ones
     rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank
 
@@ -47,6 +48,7 @@ from ecgad.parts.tokens import Tokens
 BESIDE = ("tokens", "covariance", "rhythm")
 BANK = 128  # centres: small beside a pass, and enough for the phases of a beat
 TOKENS = 50_000  # that the bank is made of, drawn by chance
+RANK = 64  # of the covariance's whitening: 654 features of 12 leads in a tenth of the bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Config:
     mlp_ratio: int = 4  # the standard Transformer block
     local_weight: float = 1.0  # of the local term in the loss: no other weight is published
     denormalise: bool = False  # True: the map is the error in the input's own unit
-    beside: tuple[str, ...] = ("tokens", "covariance", "rhythm")  # of the whole record; () as paper
+    beside: tuple[str, ...] = ("tokens", "covariance", "rhythm")  # the error; () as in the paper
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -85,11 +87,16 @@ class Model(Detector):
     masked_segment: Tensor
     slots: Tensor
     weights: Tensor
+    seen_slots: Tensor
+    seen_weights: Tensor
+    token_centre: Tensor
+    token_deviation: Tensor
+    levels: Tensor
 
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
         self.config = c = config
-        self.whole = c.beside
+        self.whole = tuple(name for name in c.beside if name != "tokens")
         self.tokens = Tokens(shape, c.segment)
         self.embed = nn.Linear(self.tokens.size, c.width)
         self.blocks = nn.Sequential(*(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth)))
@@ -113,10 +120,11 @@ class Model(Detector):
         if "tokens" in beside:
             self.register_buffer("token_centre", torch.zeros(self.tokens.n, self.config.width))
             self.register_buffer("token_deviation", torch.ones(self.config.width))
+            self.register_buffer("levels", torch.ones(2))  # normals' mean error and mean distance
             self.bank = Bank(BANK, self.config.width)
         if "covariance" in beside:
             lags = [max(round(0.4 * i * s), 1) for i in (1, 2, 3, 4)]  # 0.04 .. 0.16 s
-            self.covariance = Covariance(self.shape, lags)
+            self.covariance = Covariance(self.shape, lags, RANK)
         if "rhythm" in beside:
             pool = max(s // 5, 1)  # 0.02 s; pieces of 4 s every 0.5 s, lags of 0.3 to 2.5 s
             piece, hop, *lags = (k * s // pool for k in (40, 5, 3, 25))
@@ -134,6 +142,7 @@ class Model(Detector):
         masked = torch.cat([global_masks, n + local_masks], dim=1)
         hidden = place.gather(1, masked)  # (H, m): the segment behind each masked place
         slots, weights = _average_over(hidden.flatten(), n)
+        seen_slots, seen_weights = _average_over(visible[0].flatten(), n)
         for name, value in {
             "visible": (v := torch.cat(visible, dim=1)),
             "visible_segment": place.gather(1, v),
@@ -142,19 +151,37 @@ class Model(Detector):
             "masked_segment": hidden,
             "slots": slots,
             "weights": weights,
+            "seen_slots": seen_slots,
+            "seen_weights": seen_weights,
         }.items():
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
-        u, z = self.tokens.split(x), self._encoded(x)
+        z = self._encoded(x)
+        map = self._error(x, z)
+        if "tokens" in self.config.beside:
+            map = map / self.levels[0] + self.tokens.join(self._distance(z)) / self.levels[1]
+        columns = [getattr(self, name)(x) for name in self.whole]
+        whole = torch.stack(columns, dim=1) if columns else x.new_zeros(x.shape[0], 0)
+        return Evidence(map, whole)
+
+    def _error(self, x: Tensor, z: Tensor) -> Tensor:
+        """The point score of eq. 5, (b, c, *grid), from the record and its encoded tokens."""
+        u = self.tokens.split(x)
         out = self.decode(z, self.visible, self.masked)  # (b, H, m, p)
         target, scale = normalise(u)
         error = (out - target[:, self.masked_segment]).square().flatten(1, 2)  # (b, H m, p)
-        point = (error[:, self.slots] * self.weights[..., None]).sum(2)  # eq. 5: (b, T, p)
+        point = (error[:, self.slots] * self.weights[..., None]).sum(2)  # (b, T, p)
         if self.config.denormalise:
             point = point * scale.square()
-        return Evidence(self.tokens.join(point), self._beside(x, z))
+        return self.tokens.join(point)
+
+    def _distance(self, z: Tensor) -> Tensor:
+        """Of each segment's tokens from the bank, mean of the maskings that left it: (b, T, p)."""
+        apart = self.bank(self._standard(z)).flatten(1)  # (b, H seen)
+        point = (apart[:, self.seen_slots] * self.seen_weights).sum(2)  # (b, T)
+        return point[..., None].expand(-1, -1, self.tokens.size)
 
     def _encoded(self, x: Tensor) -> Tensor:
         """Visible tokens of each masking after the encoder, (b, H, v, d)."""
@@ -162,26 +189,17 @@ class Model(Detector):
         z = self.embed(u)[:, self.visible_segment] + self.position[self.visible]
         return self.encode(z.flatten(0, 1)).unflatten(0, (x.shape[0], -1))
 
-    def _beside(self, x: Tensor, z: Tensor) -> Tensor:
-        """The numbers beside the map, (b, k), from the record and its encoded tokens."""
-        found = {
-            "tokens": lambda: self.bank(self._standard(z)).mean((1, 2)),
-            "covariance": lambda: self.covariance(x),
-            "rhythm": lambda: self.rhythm(x),
-        }
-        columns = [found[name]() for name in self.config.beside]
-        return torch.stack(columns, dim=1) if columns else x.new_zeros(x.shape[0], 0)
-
     def _standard(self, z: Tensor) -> Tensor:
         """Tokens of the global region, (b, H, seen, d), without the mean of their positions."""
-        z = z[:, :, : self.seen.shape[1]] - self.get_buffer("token_centre")[self.seen]
-        return z / self.get_buffer("token_deviation")
+        z = z[:, :, : self.seen.shape[1]] - self.token_centre[self.seen]
+        return z / self.token_deviation
 
     def settle(self, batches: Iterable[Tensor]) -> None:
         """Remembers what normal records give beside the map, now that the encoder has learned."""
         batches = list(batches)
         if "tokens" in self.config.beside:
             self._remember_tokens(batches)
+            self._level(batches)
         if "covariance" in self.config.beside:
             self.covariance.fit(batches)
         if "rhythm" in self.config.beside:
@@ -189,7 +207,7 @@ class Model(Detector):
 
     def _remember_tokens(self, batches: list[Tensor]) -> None:
         """The mean token of each position, then deviation and bank of what is left of tokens."""
-        centre, deviation = self.get_buffer("token_centre"), self.get_buffer("token_deviation")
+        centre, deviation = self.token_centre, self.token_deviation
         centre.zero_()
         deviation.fill_(1)
         total, times = torch.zeros_like(centre), self.seen.flatten().bincount(minlength=len(centre))
@@ -203,6 +221,13 @@ class Model(Detector):
             rows.append(z[torch.rand(len(z), device=z.device) < share])
         deviation.copy_((kept := torch.cat(rows)).std(0).clamp(min=1e-6))
         self.bank.fit(kept / deviation)
+
+    def _level(self, batches: list[Tensor]) -> None:
+        """The mean error and the mean distance of normals, the units that the map adds them in."""
+        encoded = ((x, self._encoded(x)) for x in batches)
+        both = [(self._error(x, z).mean(), self._distance(z).mean()) for x, z in encoded]
+        sizes = torch.tensor([len(x) for x in batches])
+        self.levels.copy_((torch.tensor(both) * sizes[:, None]).sum(0) / sizes.sum())
 
     def encode(self, z: Tensor) -> Tensor:
         """Visible tokens of both regions, embedded, through one encoder: (b, v, d)."""

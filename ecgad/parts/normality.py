@@ -56,17 +56,32 @@ class Gaussian(nn.Module):
     """Mean and covariance of normal rows (d,), shrunk as Ledoit and Wolf (2004) do.
 
     Features that do not vary over the normals (the variance of a lead scaled to 1) get no weight.
+    With a `rank`, the variance outside the first so many principal axes is taken as alike on all of
+    them (Tipping and Bishop, 1999): a matrix of (d, rank) in the place of (d, d).
     """
 
-    def __init__(self, width: int) -> None:
+    centre: Tensor
+    weight: Tensor
+    axes: Tensor
+    scale: Tensor
+    rest: Tensor
+
+    def __init__(self, width: int, rank: int | None = None) -> None:
         super().__init__()
+        rank = min(rank or width, width)
         self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("whiten", torch.zeros(width, width))  # before `fit`, nothing is far
+        self.register_buffer("weight", torch.zeros(width))  # before `fit`, nothing is far
+        self.register_buffer("axes", torch.zeros(width, rank))
+        self.register_buffer("scale", torch.zeros(rank))  # 1 / deviation along each axis
+        self.register_buffer("rest", torch.zeros(()))  # 1 / deviation beyond them
 
     def forward(self, rows: Tensor) -> Tensor:
         """(b, d) -> (b,)"""
-        z = (rows - self.get_buffer("centre")) @ self.get_buffer("whiten")
-        return z.square().sum(1).sqrt()
+        z = (rows - self.centre) * self.weight
+        along = z @ self.axes  # (b, rank)
+        beyond = z - along @ self.axes.T
+        whitened = torch.cat([along * self.scale, beyond * self.rest], dim=1)
+        return whitened.square().sum(1).sqrt()
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
@@ -82,10 +97,14 @@ class Gaussian(nn.Module):
         varies = deviation > CONSTANT * centre.abs()
         weight = torch.where(varies, 1 / deviation, 0)
         shrunk = LedoitWolf(assume_centered=True).fit(((rows - centre) * weight).numpy())
-        precision = torch.from_numpy(shrunk.get_precision())
-        root = torch.linalg.cholesky((precision + precision.T) / 2)  # precision = root root^T
-        self.get_buffer("centre").copy_(centre)
-        self.get_buffer("whiten").copy_(weight[:, None] * root)
+        variances, axes = torch.linalg.eigh(torch.from_numpy(shrunk.covariance_))  # ascending
+        rank, width = len(self.scale), len(variances)
+        self.centre.copy_(centre)
+        self.weight.copy_(weight)
+        self.axes.copy_(axes[:, width - rank :])
+        self.scale.copy_(variances[width - rank :].rsqrt())
+        if rank < width:
+            self.rest.copy_(variances[: width - rank].mean().rsqrt())
 
 
 class Covariance(nn.Module):
@@ -94,12 +113,14 @@ class Covariance(nn.Module):
     It sees shape: it changes when leads are swapped, when a wave grows or time runs backwards.
     """
 
-    def __init__(self, shape: tuple[int, ...], lags: Sequence[int]) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], lags: Sequence[int], rank: int | None = None
+    ) -> None:
         super().__init__()
         channels, t = _signal(shape, max(lags))
         self.lags = tuple(lags)
         self.once = [i * channels + j for i in range(channels) for j in range(i, channels)]
-        self.gaussian = Gaussian(len(self.once) + len(lags) * channels**2)
+        self.gaussian = Gaussian(len(self.once) + len(lags) * channels**2, rank)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, t) -> (b,)"""
