@@ -53,6 +53,7 @@ PLANS = {
     ),
     "mmae-paper": Plan(weights="mmae", settings={"beside": ()}),
     "mmae-tokens": Plan(weights="mmae", settings={"beside": ("tokens",)}),
+    "mmae-patches": Plan(weights="mmae", settings={"beside": ("patches",)}),
     "mmae-covariance": Plan(weights="mmae", settings={"beside": ("covariance",)}),
     "mmae-rhythm": Plan(weights="mmae", settings={"beside": ("rhythm",)}),
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),

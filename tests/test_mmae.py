@@ -236,7 +236,8 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
 
 # What stands beside the map
 
-BESIDE = Config(segment=(5,), local=(4,), **SMALL | {"beside": ("rhythm", "tokens", "covariance")})
+ALL = {"beside": ("rhythm", "tokens", "covariance", "patches")}
+BESIDE = Config(segment=(5,), local=(4,), **SMALL | ALL)
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +258,7 @@ def with_parts(model: Model, *beside: str) -> Model:
     return reduced
 
 
-def test_the_map_is_the_papers_where_no_tokens_stand_beside_it(settled):
+def test_the_map_is_the_papers_where_nothing_in_it_stands_beside_the_error(settled):
     model, x = settled
     paper, other = with_parts(model), with_parts(model, "covariance", "rhythm")
     assert torch.equal(paper(x).map, other(x).map)
@@ -279,15 +280,17 @@ def test_the_map_adds_the_distance_of_a_segments_visible_tokens_to_their_nearest
     distance = torch.stack([torch.stack(f).mean(0) for f in found], 1)  # (b, segments)
     distance = distance.repeat_interleave(5, 1)[:, None]  # of 5 samples, alike in all leads
     error = with_parts(model)(x).map
-    expected = error / model.levels[0] + distance / model.levels[1]
-    torch.testing.assert_close(model(x).map, expected)
+    expected = error / model.error_level + distance / model.tokens_level
+    torch.testing.assert_close(with_parts(model, "tokens")(x).map, expected)
+    patches = model.patches(x).repeat_interleave(5, 1)[:, None]
+    torch.testing.assert_close(model(x).map, expected + patches / model.patches_level)
 
 
-def test_in_the_map_error_and_distance_weigh_alike_over_normals(settled):
+def test_in_the_map_error_and_distances_weigh_alike_over_normals(settled):
     model, x = settled
-    assert model(x).map.mean().item() == pytest.approx(2, rel=1e-4)
-    share = with_parts(model)(x).map.mean() / model.levels[0]
-    assert share.item() == pytest.approx(1, rel=1e-4)
+    assert model(x).map.mean().item() == pytest.approx(3, rel=1e-4)
+    assert with_parts(model, "tokens")(x).map.mean().item() == pytest.approx(2, rel=1e-4)
+    assert with_parts(model, "patches")(x).map.mean().item() == pytest.approx(2, rel=1e-4)
 
 
 def test_tokens_that_are_remembered_have_no_mean_at_any_position_and_deviation_one(settled):
@@ -310,9 +313,16 @@ def test_each_column_stands_where_the_config_names_it(settled):
 def test_times_are_in_segments_of_a_tenth_of_a_second():
     model = Model((12, 1000), Config(segment=(10,)))
     assert model.covariance.lags == (4, 8, 12, 16)  # 0.04 .. 0.16 s at 100 Hz
+    assert model.covariance.pool == 1
+    assert model.patches.samples[:2, :2].tolist() == [[0, 1], [5, 6]]  # 50 Hz, one every 0.1 s
+    assert model.patches.samples.shape == (97, 20)  # 0.4 s
     assert model.rhythm.pool == 2  # 50 Hz
     assert model.rhythm.pieces.shape == (13, 200)  # 4 s, every 0.5 s
     assert model.rhythm.shifted[:, 0].tolist() == list(range(15, 126))  # 0.3 .. 2.5 s
+    model = Model((12, 4800), Config())
+    assert model.covariance.pool == 4  # 125 Hz
+    assert model.covariance.lags == (5, 10, 14, 19)
+    assert model.patches.pool == 8
 
 
 def test_the_default_stays_within_280_million_products():

@@ -8,7 +8,7 @@ import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from ecgad.parts.normality import Bank, Covariance, Gaussian, Rhythm
+from ecgad.parts.normality import Bank, Covariance, Gaussian, Patches, Rhythm, draw
 
 
 def beats(intervals: list[int], t: int = 1000) -> Tensor:
@@ -86,6 +86,38 @@ def test_a_gaussian_of_full_rank_is_the_mahalanobis_distance(rank: int | None):
     z = ((rows - rows.mean(0)) / rows.std(0, correction=0)).double().numpy()
     expected = LedoitWolf(assume_centered=True).fit(z).mahalanobis(z)
     np.testing.assert_allclose(gaussian(rows).square(), expected, rtol=1e-3)
+
+
+def test_a_segment_is_as_far_as_the_mean_of_the_stretches_that_hold_it():
+    patches = Patches((2, 48), segment=6, span=3, pool=2, size=5)
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 48)
+    patches.fit(torch.randn(9, 2, 48).split(4))
+    pooled, centres = x.numpy().reshape(4, 2, 24, 2).mean(3), patches.bank.centres.numpy()
+    for record, found in zip(pooled, patches(x), strict=True):
+        for segment in range(8):
+            apart = []
+            for start in range(6):
+                if start <= segment < start + 3:
+                    stretch = record[:, 3 * start : 3 * start + 9].ravel()
+                    apart.append(((stretch - centres) ** 2).mean(1).min())
+            assert found[segment].item() == pytest.approx(np.mean(apart), rel=1e-4)
+
+
+def test_stretches_of_the_bank_are_drawn_from_all_batches():
+    patches = Patches((1, 40), segment=10, span=1, pool=1, size=16)
+    patches.fit([torch.full((1, 1, 40), float(value)) for value in (1, 2, 3, 4)])
+    assert patches.bank.centres.unique(dim=0)[:, 0].tolist() == [1, 2, 3, 4]
+    rows = draw([torch.arange(500.0)[:, None], torch.arange(500.0, 1000)[:, None]], 1000, 100)
+    assert 50 < len(rows) < 150
+    assert (rows >= 500).any()
+
+
+def test_a_pooled_covariance_is_that_of_the_pooled_signal():
+    x = torch.randn(3, 2, 41)
+    pooled = x[..., :40].reshape(3, 2, 20, 2).mean(3)
+    one, two = Covariance((2, 41), (1, 3), pool=2), Covariance((2, 20), (1, 3))
+    torch.testing.assert_close(one.features(x), two.features(pooled))
 
 
 def test_swapped_leads_are_far_from_the_covariance_of_normal_ones(ecg):

@@ -17,12 +17,13 @@ and each sample's error is averaged over the maskings that hid it (the point sco
 sample score (eq. 4) is the mean of that map, which `score.py` takes.
 
 What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
-longer than a segment: neither is strange to a reconstruction. So three distances from what normal
+longer than a segment: neither is strange to a reconstruction. So four distances from what normal
 records gave, once the encoder had learned, stand beside the error at next to no cost; `beside=`
-(nothing) is the paper's method:
+(nothing) is the paper's method. The first two are parts of the map, where they and the error are
+each in multiples of normals' mean; the others are of the whole record:
 
-    tokens       the encoder's visible tokens against a bank of normal ones; no further pass. Part
-                 of the map: there error and distance are each in multiples of normals' mean
+    tokens       the encoder's visible tokens against a bank of normal ones; no further pass
+    patches      stretches of 0.4 s, as they are, against a bank of normal ones
     covariance   the covariance of the leads at 0-0.16 s against a Gaussian of normal ones
     rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank
 
@@ -42,10 +43,11 @@ from torch import Tensor, nn
 from ecgad.parts.detector import Detector, Evidence
 from ecgad.parts.layers import Block, initialise, positions
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
-from ecgad.parts.normality import Bank, Covariance, Rhythm
+from ecgad.parts.normality import Bank, Covariance, Patches, Rhythm, draw
 from ecgad.parts.tokens import Tokens
 
-BESIDE = ("tokens", "covariance", "rhythm")
+PLACED = ("tokens", "patches")  # parts of the map
+BESIDE = (*PLACED, "covariance", "rhythm")
 BANK = 128  # centres: small beside a pass, and enough for the phases of a beat
 TOKENS = 50_000  # that the bank is made of, drawn by chance
 RANK = 64  # of the covariance's whitening: 654 features of 12 leads in a tenth of the bytes
@@ -64,7 +66,7 @@ class Config:
     mlp_ratio: int = 4  # the standard Transformer block
     local_weight: float = 1.0  # of the local term in the loss: no other weight is published
     denormalise: bool = False  # True: the map is the error in the input's own unit
-    beside: tuple[str, ...] = ("tokens", "covariance", "rhythm")  # the error; () as in the paper
+    beside: tuple[str, ...] = BESIDE  # the error; () as in the paper
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -91,12 +93,12 @@ class Model(Detector):
     seen_weights: Tensor
     token_centre: Tensor
     token_deviation: Tensor
-    levels: Tensor
 
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
         self.config = c = config
-        self.whole = tuple(name for name in c.beside if name != "tokens")
+        self.placed = tuple(name for name in c.beside if name in PLACED)
+        self.whole = tuple(name for name in c.beside if name not in PLACED)
         self.tokens = Tokens(shape, c.segment)
         self.embed = nn.Linear(self.tokens.size, c.width)
         self.blocks = nn.Sequential(*(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth)))
@@ -116,15 +118,19 @@ class Model(Detector):
         self._remember(c.beside, c.segment[0])
 
     def _remember(self, beside: tuple[str, ...], s: int) -> None:
-        """What stands beside the map; the segment of `s` samples, 0.1 s, is the unit of time."""
+        """What stands beside the error; the segment of `s` samples, 0.1 s, is the unit of time."""
+        for name in ("error", *self.placed) if self.placed else ():
+            self.register_buffer(f"{name}_level", torch.ones(()))  # mean over normals
         if "tokens" in beside:
             self.register_buffer("token_centre", torch.zeros(self.tokens.n, self.config.width))
             self.register_buffer("token_deviation", torch.ones(self.config.width))
-            self.register_buffer("levels", torch.ones(2))  # normals' mean error and mean distance
             self.bank = Bank(BANK, self.config.width)
+        if "patches" in beside:
+            self.patches = Patches(self.shape, s, 4, _divisor(s, s // 5), BANK)
         if "covariance" in beside:
-            lags = [max(round(0.4 * i * s), 1) for i in (1, 2, 3, 4)]  # 0.04 .. 0.16 s
-            self.covariance = Covariance(self.shape, lags, RANK)
+            pool = _divisor(s, s // 10)
+            lags = [max(round(0.4 * i * s / pool), 1) for i in (1, 2, 3, 4)]  # 0.04 .. 0.16 s
+            self.covariance = Covariance(self.shape, lags, pool, RANK)
         if "rhythm" in beside:
             pool = max(s // 5, 1)  # 0.02 s; pieces of 4 s every 0.5 s, lags of 0.3 to 2.5 s
             piece, hop, *lags = (k * s // pool for k in (40, 5, 3, 25))
@@ -159,9 +165,11 @@ class Model(Detector):
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
         z = self._encoded(x)
-        map = self._error(x, z)
-        if "tokens" in self.config.beside:
-            map = map / self.levels[0] + self.tokens.join(self._distance(z)) / self.levels[1]
+        parts = self._parts(x, z)
+        map = parts["error"]
+        if self.placed:
+            levels = (self.get_buffer(f"{name}_level") for name in parts)
+            map = torch.stack([p / m for p, m in zip(parts.values(), levels, strict=True)]).sum(0)
         columns = [getattr(self, name)(x) for name in self.whole]
         whole = torch.stack(columns, dim=1) if columns else x.new_zeros(x.shape[0], 0)
         return Evidence(map, whole)
@@ -177,11 +185,19 @@ class Model(Detector):
             point = point * scale.square()
         return self.tokens.join(point)
 
-    def _distance(self, z: Tensor) -> Tensor:
-        """Of each segment's tokens from the bank, mean of the maskings that left it: (b, T, p)."""
+    def _parts(self, x: Tensor, z: Tensor) -> dict[str, Tensor]:
+        """The error, and the distances that have a place, alike in all leads: (b, c, *grid)."""
+        found = {"tokens": lambda: self._tokens_apart(z), "patches": lambda: self.patches(x)}
+        parts = {"error": self._error(x, z)}
+        for name in self.placed:
+            apart = found[name]()[..., None].expand(-1, -1, self.tokens.size)  # (b, T, p)
+            parts[name] = self.tokens.join(apart)
+        return parts
+
+    def _tokens_apart(self, z: Tensor) -> Tensor:
+        """Of each segment's tokens from the bank, mean of the maskings that left it: (b, T)."""
         apart = self.bank(self._standard(z)).flatten(1)  # (b, H seen)
-        point = (apart[:, self.seen_slots] * self.seen_weights).sum(2)  # (b, T)
-        return point[..., None].expand(-1, -1, self.tokens.size)
+        return (apart[:, self.seen_slots] * self.seen_weights).sum(2)
 
     def _encoded(self, x: Tensor) -> Tensor:
         """Visible tokens of each masking after the encoder, (b, H, v, d)."""
@@ -199,6 +215,9 @@ class Model(Detector):
         batches = list(batches)
         if "tokens" in self.config.beside:
             self._remember_tokens(batches)
+        if "patches" in self.config.beside:
+            self.patches.fit(batches)
+        if self.placed:
             self._level(batches)
         if "covariance" in self.config.beside:
             self.covariance.fit(batches)
@@ -211,23 +230,25 @@ class Model(Detector):
         centre.zero_()
         deviation.fill_(1)
         total, times = torch.zeros_like(centre), self.seen.flatten().bincount(minlength=len(centre))
-        share, rows = TOKENS / (sum(map(len, batches)) * self.seen.numel()), []
+        records = sum(map(len, batches))
         for x in batches:
             z = self._standard(self._encoded(x))  # (b, H, seen, d)
             total.index_add_(0, self.seen.flatten(), z.sum(0).flatten(0, 1))
-        centre.copy_(total / (times * sum(map(len, batches))).clamp(min=1)[:, None])
-        for x in batches:
-            z = self._standard(self._encoded(x)).flatten(0, 2)
-            rows.append(z[torch.rand(len(z), device=z.device) < share])
-        deviation.copy_((kept := torch.cat(rows)).std(0).clamp(min=1e-6))
+        centre.copy_(total / (times * records).clamp(min=1)[:, None])
+        rows = (self._standard(self._encoded(x)).flatten(0, 2) for x in batches)
+        kept = draw(rows, records * self.seen.numel(), TOKENS)
+        deviation.copy_(kept.std(0).clamp(min=1e-6))
         self.bank.fit(kept / deviation)
 
     def _level(self, batches: list[Tensor]) -> None:
-        """The mean error and the mean distance of normals, the units that the map adds them in."""
-        encoded = ((x, self._encoded(x)) for x in batches)
-        both = [(self._error(x, z).mean(), self._distance(z).mean()) for x, z in encoded]
-        sizes = torch.tensor([len(x) for x in batches])
-        self.levels.copy_((torch.tensor(both) * sizes[:, None]).sum(0) / sizes.sum())
+        """Normals' mean error and mean distances, the units that the map adds them in."""
+        for name in ("error", *self.placed):
+            self.get_buffer(f"{name}_level").zero_()
+        for x in batches:
+            for name, part in self._parts(x, self._encoded(x)).items():
+                self.get_buffer(f"{name}_level").add_(part.mean() * len(x))
+        for name in ("error", *self.placed):
+            self.get_buffer(f"{name}_level").div_(sum(map(len, batches)))
 
     def encode(self, z: Tensor) -> Tensor:
         """Visible tokens of both regions, embedded, through one encoder: (b, v, d)."""
@@ -264,6 +285,11 @@ def normalise(u: Tensor) -> tuple[Tensor, Tensor]:
     """Each segment to mean 0, variance 1 over all its leads and samples, and the deviations."""
     deviation = (u.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()  # 1e-6: a flat segment
     return (u - u.mean(-1, keepdim=True)) / deviation, deviation
+
+
+def _divisor(n: int, most: int) -> int:
+    """The largest divisor of n that is no larger than `most`, and at least 1."""
+    return max(d for d in range(1, max(most, 1) + 1) if n % d == 0)
 
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ fills in one part of it from the rest does not find strange.
 
     Bank          rows (.., d) -> squared distance to the nearest of k centres, over d
     Gaussian      rows (b, d) -> Mahalanobis distance, covariance shrunk
+    Patches       signals -> Bank of stretches of the signal itself, for each segment of time
     Covariance    signals -> Gaussian of the leads' covariance at a few lags
     Rhythm        signals -> Bank of the autocorrelation of the signal's speed, in pieces
 """
@@ -50,6 +51,11 @@ class Bank(nn.Module):
         means = MiniBatchKMeans(k, random_state=seed, batch_size=4096, n_init="auto")
         found = means.fit(rows.numpy())
         centres.copy_(torch.from_numpy(found.cluster_centers_))
+
+
+def draw(rows: Iterable[Tensor], total: int, most: int) -> Tensor:
+    """About `most` of `total` rows, that come in parts, by chance."""
+    return torch.cat([r[torch.rand(len(r), device=r.device) < most / total] for r in rows])
 
 
 class Gaussian(nn.Module):
@@ -107,18 +113,58 @@ class Gaussian(nn.Module):
             self.rest.copy_(variances[: width - rank].mean().rsqrt())
 
 
+class Patches(nn.Module):
+    """How far a stretch of the signal, all leads as they are, is from any of normal records.
+
+    A stretch is `span` segments of `segment` samples, one begins at each segment, and its samples
+    are averaged by `pool`, which divides the segment. A segment's distance is the mean over the
+    stretches that hold it.
+    """
+
+    share: Tensor
+    samples: Tensor
+
+    def __init__(
+        self, shape: tuple[int, ...], segment: int, span: int, pool: int, size: int
+    ) -> None:
+        super().__init__()
+        channels, t = _signal(shape, span * segment)
+        length, hop, n = span * segment // pool, segment // pool, t // segment
+        self.pool, starts = pool, torch.arange(n - span + 1)
+        self.bank = Bank(size, channels * length)
+        later = torch.arange(n) - starts[:, None]  # (stretches, segments)
+        holds = ((later >= 0) & (later < span)).float()
+        samples = starts[:, None] * hop + torch.arange(length)
+        self.register_buffer("samples", samples, persistent=False)
+        self.register_buffer("share", holds / holds.sum(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, t) -> (b, segments)"""
+        return self.bank(self.features(x)) @ self.share
+
+    def features(self, x: Tensor) -> Tensor:
+        """(b, c, t) -> (b, stretches, c samples)"""
+        pooled = x.unflatten(2, (-1, self.pool)).mean(3)
+        return pooled[:, :, self.samples].transpose(1, 2).flatten(2)
+
+    def fit(self, batches: Sequence[Tensor], most: int = 50_000) -> None:
+        total = sum(map(len, batches)) * len(self.samples)
+        self.bank.fit(draw((self.features(x).flatten(0, 1) for x in batches), total, most))
+
+
 class Covariance(nn.Module):
-    """How far the covariance of the leads, at lag 0 and at `lags` samples, is from normal.
+    """How far the covariance of the leads, at lag 0 and at `lags`, is from normal.
 
     It sees shape: it changes when leads are swapped, when a wave grows or time runs backwards.
+    Samples are averaged by `pool` before, and lags are in these.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], lags: Sequence[int], rank: int | None = None
+        self, shape: tuple[int, ...], lags: Sequence[int], pool: int = 1, rank: int | None = None
     ) -> None:
         super().__init__()
-        channels, t = _signal(shape, max(lags))
-        self.lags = tuple(lags)
+        channels, _ = _signal(shape, max(lags) * pool)
+        self.lags, self.pool = tuple(lags), pool
         self.once = [i * channels + j for i in range(channels) for j in range(i, channels)]
         self.gaussian = Gaussian(len(self.once) + len(lags) * channels**2, rank)
 
@@ -127,6 +173,7 @@ class Covariance(nn.Module):
         return self.gaussian(self.features(x))
 
     def features(self, x: Tensor) -> Tensor:
+        x = x[..., : x.shape[-1] // self.pool * self.pool].unflatten(-1, (-1, self.pool)).mean(-1)
         later = [lagged_covariance(x, lag) for lag in self.lags]
         return torch.cat([lagged_covariance(x, 0)[:, self.once], *later], dim=1)
 
