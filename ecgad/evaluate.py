@@ -45,6 +45,7 @@ class Plan:
     weights: str = ""  # the plan whose weights are taken as they are, built with these settings
 
 
+EQUAL = Budget(steps=600, batch=32)  # of every method beside MMAE: 19,200 windows seen
 PLANS = {
     "mmae": Plan(
         settings={"segment": (10,)},  # 0.1 s at 100 Hz, so that ten seconds are T = 100
@@ -58,6 +59,11 @@ PLANS = {
     "mmae-rhythm": Plan(weights="mmae", settings={"beside": ("rhythm",)}),
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),
+    **{name: Plan(budget=EQUAL) for name in ("rcae", "fader", "nbs")},
+    **{
+        name: Plan(budget=EQUAL, encoder="mmae")
+        for name in ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
+    },
 }
 
 

@@ -1,5 +1,6 @@
 """The localisation benchmark: what a normal window is, where the truth lies, whose record it is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,22 @@ def test_no_patient_is_in_two_sets_and_no_abnormal_window_is_learned_from(root: 
     assert sum(map(len, patients)) == len(set().union(*patients))
     assert not any(case.abnormal for part in parts[:3] for case in part)
     assert patients[3] == {"mitbih-100", "mitbih-202"}
+
+
+@pytest.mark.usefixtures("few")
+def test_leads_are_scaled_by_what_the_training_windows_vary_in_mv(root: Path):
+    sets = mitbih.load(root)
+    preparation = sets.preparation
+    assert preparation is not None
+    prepared = [prepare_case(case, preparation) for case in sets.train]
+    windows = np.concatenate([p.windows for p in prepared if p is not None])
+    np.testing.assert_allclose(windows.std(axis=(0, 2)), 1, rtol=1e-5)
+    case = sets.test[0]
+    louder = replace(case, stored=replace(case.record, signal=2 * case.record.signal))
+    one, two = (prepare_case(c, preparation) for c in (case, louder))
+    assert one is not None
+    assert two is not None
+    np.testing.assert_allclose(two.windows, 2 * one.windows, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("few")
