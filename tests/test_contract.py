@@ -48,7 +48,7 @@ MASKED = {
     "ratio": 0.4, "width": 32, "depth": 1, "reduction": 1, "gate_share": 0.25, "recordwide": False
 }  # fmt: skip
 LINE, SQUARE = {"segment": (40,)}, {"segment": (8, 8)}
-BESIDE = {"beside": ("tokens", "patches", "covariance")}
+BESIDE = {"beside": ("patches", "tokens", "covariance")}
 OWN = {
     "encoder": "mmae:20:32:2:4", "prototypes": 4, "depth": 2, "mlp_ratio": 2, "ema": 0.99,
     "bank": 16,
@@ -139,7 +139,7 @@ TABLE = {
             "local": ((99, 99), r"local region \(99, 99\) does not fit the tokens"),
             "ratio": (1.5, "ratio is 1.5"),
             "rounds": (0, "rounds is 0"),
-            "beside": (("token",), r"beside is \['token'\]; known are tokens, patches, covariance"),
+            "beside": (("token",), r"beside is \['token'\]; known are patches, tokens, covariance"),
             "heads": (7, "width 48 is not a multiple of heads 7"),
         },
     ),

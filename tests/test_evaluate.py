@@ -287,13 +287,13 @@ def test_leaving_parts_out_trains_nothing(ecg: Ecg, tmp_path: Path):
         )
     prepared = ev.prepared_cases(sets, "test", full.preparation)[0]
     assert prepared is not None
-    assert full.rule.use == ("mean", "covariance", "rhythm")
+    assert full.rule.use == ("mean", "tokens", "covariance", "rhythm")
     assert rhythm.rule.use == ("mean", "rhythm")
     assert paper.rule.use == ("mean",)
     np.testing.assert_allclose(paper.judge(prepared).map, rhythm.judge(prepared).map, rtol=1e-5)
     assert not np.allclose(paper.judge(prepared).map, full.judge(prepared).map, rtol=1e-2)
     own, whole = paper.evidence(prepared), full.evidence(prepared)
-    np.testing.assert_allclose(rhythm.evidence(prepared)[1], whole[1][1:], rtol=1e-4)
+    np.testing.assert_allclose(rhythm.evidence(prepared)[1], whole[1][2:], rtol=1e-4)
     assert len(own[1]) == 0
     assert rhythm.judge(prepared).score != paper.judge(prepared).score
     assert paper.card["macs_record"] < rhythm.card["macs_record"] < full.card["macs_record"]

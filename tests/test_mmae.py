@@ -260,37 +260,38 @@ def with_parts(model: Model, *beside: str) -> Model:
 
 def test_the_map_is_the_papers_where_nothing_in_it_stands_beside_the_error(settled):
     model, x = settled
-    paper, other = with_parts(model), with_parts(model, "covariance", "rhythm")
+    paper, other = with_parts(model), with_parts(model, "tokens", "covariance", "rhythm")
     assert torch.equal(paper(x).map, other(x).map)
     assert paper(x).whole.shape == (16, 0)
     assert not torch.allclose(paper(x).map, model(x).map, rtol=0.1)
 
 
-def test_the_map_adds_the_distance_of_a_segments_visible_tokens_to_their_nearest_centre(settled):
+def test_the_map_adds_the_distance_of_each_segments_stretches(settled):
     model, x = settled
-    x = x[:2]
-    u, found = model.tokens.split(x), [[] for _ in range(model.tokens.n)]
+    error = with_parts(model)(x).map / model.error_level
+    patches = model.patches(x).repeat_interleave(5, 1)[:, None]  # of 5 samples, all leads alike
+    torch.testing.assert_close(model(x).map, error + patches / model.patches_level)
+
+
+def test_in_the_map_error_and_distance_weigh_alike_over_normals(settled):
+    model, x = settled
+    assert model(x).map.mean().item() == pytest.approx(2, rel=1e-4)
+    share = with_parts(model)(x).map.mean() / model.error_level
+    assert share.item() == pytest.approx(1, rel=1e-4)
+
+
+def test_the_tokens_column_is_the_mean_distance_of_visible_tokens_to_their_nearest_centre(settled):
+    model, x = settled
+    u, found = model.tokens.split(x[:2]), []
     for visible, segment in zip(model.visible, model.visible_segment, strict=True):
         z = model.encode(model.embed(u)[:, segment] + model.position[visible])
         for place, token in zip(visible.tolist(), z.unbind(1), strict=True):
             if place < model.tokens.n:  # of the global region
                 token = (token - model.token_centre[place]) / model.token_deviation
                 apart = (token[:, None] - model.bank.centres).square().mean(-1)
-                found[place].append(apart.amin(1))
-    distance = torch.stack([torch.stack(f).mean(0) for f in found], 1)  # (b, segments)
-    distance = distance.repeat_interleave(5, 1)[:, None]  # of 5 samples, alike in all leads
-    error = with_parts(model)(x).map
-    expected = error / model.error_level + distance / model.tokens_level
-    torch.testing.assert_close(with_parts(model, "tokens")(x).map, expected)
-    patches = model.patches(x).repeat_interleave(5, 1)[:, None]
-    torch.testing.assert_close(model(x).map, expected + patches / model.patches_level)
-
-
-def test_in_the_map_error_and_distances_weigh_alike_over_normals(settled):
-    model, x = settled
-    assert model(x).map.mean().item() == pytest.approx(3, rel=1e-4)
-    assert with_parts(model, "tokens")(x).map.mean().item() == pytest.approx(2, rel=1e-4)
-    assert with_parts(model, "patches")(x).map.mean().item() == pytest.approx(2, rel=1e-4)
+                found.append(apart.amin(1))
+    column = model.whole.index("tokens")
+    torch.testing.assert_close(model(x[:2]).whole[:, column], torch.stack(found).mean(0))
 
 
 def test_tokens_that_are_remembered_have_no_mean_at_any_position_and_deviation_one(settled):
@@ -306,8 +307,8 @@ def test_each_column_stands_where_the_config_names_it(settled):
     model, x = settled
     whole = model(x).whole
     torch.testing.assert_close(whole[:, 0], model.rhythm(x))
-    torch.testing.assert_close(whole[:, 1], model.covariance(x))
-    assert model.whole == ("rhythm", "covariance")
+    torch.testing.assert_close(whole[:, 2], model.covariance(x))
+    assert model.whole == ("rhythm", "tokens", "covariance")
 
 
 def test_times_are_in_segments_of_a_tenth_of_a_second():

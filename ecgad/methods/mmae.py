@@ -19,11 +19,11 @@ sample score (eq. 4) is the mean of that map, which `score.py` takes.
 What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
 longer than a segment: neither is strange to a reconstruction. So four distances from what normal
 records gave, once the encoder had learned, stand beside the error at next to no cost; `beside=`
-(nothing) is the paper's method. The first two are parts of the map, where they and the error are
-each in multiples of normals' mean; the others are of the whole record:
+(nothing) is the paper's method. The first is part of the map, where it and the error are each in
+multiples of normals' mean; the others are of the whole record:
 
-    tokens       the encoder's visible tokens against a bank of normal ones; no further pass
     patches      stretches of 0.4 s, as they are, against a bank of normal ones
+    tokens       the encoder's visible tokens against a bank of normal ones; no further pass
     covariance   the covariance of the leads at 0-0.16 s against a Gaussian of normal ones
     rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank
 
@@ -46,8 +46,7 @@ from ecgad.parts.masks import complement, complement_schedule, masked_count, ran
 from ecgad.parts.normality import Bank, Covariance, Patches, Rhythm, draw
 from ecgad.parts.tokens import Tokens
 
-PLACED = ("tokens", "patches")  # parts of the map
-BESIDE = (*PLACED, "covariance", "rhythm")
+BESIDE = ("patches", "tokens", "covariance", "rhythm")
 BANK = 128  # centres: small beside a pass, and enough for the phases of a beat
 TOKENS = 50_000  # that the bank is made of, drawn by chance
 RANK = 64  # of the covariance's whitening: 654 features of 12 leads in a tenth of the bytes
@@ -89,16 +88,15 @@ class Model(Detector):
     masked_segment: Tensor
     slots: Tensor
     weights: Tensor
-    seen_slots: Tensor
-    seen_weights: Tensor
     token_centre: Tensor
     token_deviation: Tensor
+    error_level: Tensor
+    patches_level: Tensor
 
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
         self.config = c = config
-        self.placed = tuple(name for name in c.beside if name in PLACED)
-        self.whole = tuple(name for name in c.beside if name not in PLACED)
+        self.whole = tuple(name for name in c.beside if name != "patches")
         self.tokens = Tokens(shape, c.segment)
         self.embed = nn.Linear(self.tokens.size, c.width)
         self.blocks = nn.Sequential(*(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth)))
@@ -119,14 +117,14 @@ class Model(Detector):
 
     def _remember(self, beside: tuple[str, ...], s: int) -> None:
         """What stands beside the error; the segment of `s` samples, 0.1 s, is the unit of time."""
-        for name in ("error", *self.placed) if self.placed else ():
-            self.register_buffer(f"{name}_level", torch.ones(()))  # mean over normals
         if "tokens" in beside:
             self.register_buffer("token_centre", torch.zeros(self.tokens.n, self.config.width))
             self.register_buffer("token_deviation", torch.ones(self.config.width))
             self.bank = Bank(BANK, self.config.width)
         if "patches" in beside:
             self.patches = Patches(self.shape, s, 4, _divisor(s, s // 5), BANK)
+            self.register_buffer("error_level", torch.ones(()))  # means over normals
+            self.register_buffer("patches_level", torch.ones(()))
         if "covariance" in beside:
             pool = _divisor(s, s // 10)
             lags = [max(round(0.4 * i * s / pool), 1) for i in (1, 2, 3, 4)]  # 0.04 .. 0.16 s
@@ -148,7 +146,6 @@ class Model(Detector):
         masked = torch.cat([global_masks, n + local_masks], dim=1)
         hidden = place.gather(1, masked)  # (H, m): the segment behind each masked place
         slots, weights = _average_over(hidden.flatten(), n)
-        seen_slots, seen_weights = _average_over(visible[0].flatten(), n)
         for name, value in {
             "visible": (v := torch.cat(visible, dim=1)),
             "visible_segment": place.gather(1, v),
@@ -157,22 +154,22 @@ class Model(Detector):
             "masked_segment": hidden,
             "slots": slots,
             "weights": weights,
-            "seen_slots": seen_slots,
-            "seen_weights": seen_weights,
         }.items():
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
         z = self._encoded(x)
-        parts = self._parts(x, z)
-        map = parts["error"]
-        if self.placed:
-            levels = (self.get_buffer(f"{name}_level") for name in parts)
-            map = torch.stack([p / m for p, m in zip(parts.values(), levels, strict=True)]).sum(0)
-        columns = [getattr(self, name)(x) for name in self.whole]
-        whole = torch.stack(columns, dim=1) if columns else x.new_zeros(x.shape[0], 0)
-        return Evidence(map, whole)
+        map = self._error(x, z)
+        if "patches" in self.config.beside:
+            map = map / self.error_level + self._patches_apart(x) / self.patches_level
+        found = {
+            "tokens": lambda: self.bank(self._standard(z)).mean((1, 2)),
+            "covariance": lambda: self.covariance(x),
+            "rhythm": lambda: self.rhythm(x),
+        }
+        columns = [found[name]() for name in self.whole]
+        return Evidence(map, torch.stack(columns, 1) if columns else x.new_zeros(x.shape[0], 0))
 
     def _error(self, x: Tensor, z: Tensor) -> Tensor:
         """The point score of eq. 5, (b, c, *grid), from the record and its encoded tokens."""
@@ -185,19 +182,9 @@ class Model(Detector):
             point = point * scale.square()
         return self.tokens.join(point)
 
-    def _parts(self, x: Tensor, z: Tensor) -> dict[str, Tensor]:
-        """The error, and the distances that have a place, alike in all leads: (b, c, *grid)."""
-        found = {"tokens": lambda: self._tokens_apart(z), "patches": lambda: self.patches(x)}
-        parts = {"error": self._error(x, z)}
-        for name in self.placed:
-            apart = found[name]()[..., None].expand(-1, -1, self.tokens.size)  # (b, T, p)
-            parts[name] = self.tokens.join(apart)
-        return parts
-
-    def _tokens_apart(self, z: Tensor) -> Tensor:
-        """Of each segment's tokens from the bank, mean of the maskings that left it: (b, T)."""
-        apart = self.bank(self._standard(z)).flatten(1)  # (b, H seen)
-        return (apart[:, self.seen_slots] * self.seen_weights).sum(2)
+    def _patches_apart(self, x: Tensor) -> Tensor:
+        """As a map, alike in all leads and samples of a segment: (b, c, *grid)."""
+        return self.tokens.join(self.patches(x)[..., None].expand(-1, -1, self.tokens.size))
 
     def _encoded(self, x: Tensor) -> Tensor:
         """Visible tokens of each masking after the encoder, (b, H, v, d)."""
@@ -217,7 +204,6 @@ class Model(Detector):
             self._remember_tokens(batches)
         if "patches" in self.config.beside:
             self.patches.fit(batches)
-        if self.placed:
             self._level(batches)
         if "covariance" in self.config.beside:
             self.covariance.fit(batches)
@@ -241,14 +227,14 @@ class Model(Detector):
         self.bank.fit(kept / deviation)
 
     def _level(self, batches: list[Tensor]) -> None:
-        """Normals' mean error and mean distances, the units that the map adds them in."""
-        for name in ("error", *self.placed):
-            self.get_buffer(f"{name}_level").zero_()
+        """Normals' mean error and mean distance, the units that the map adds them in."""
+        sums = torch.zeros(2)
         for x in batches:
-            for name, part in self._parts(x, self._encoded(x)).items():
-                self.get_buffer(f"{name}_level").add_(part.mean() * len(x))
-        for name in ("error", *self.placed):
-            self.get_buffer(f"{name}_level").div_(sum(map(len, batches)))
+            error = self._error(x, self._encoded(x)).mean()
+            sums += torch.stack([error, self.patches(x).mean()]).cpu() * len(x)
+        error, apart = sums / sum(map(len, batches))
+        self.error_level.copy_(error)
+        self.patches_level.copy_(apart)
 
     def encode(self, z: Tensor) -> Tensor:
         """Visible tokens of both regions, embedded, through one encoder: (b, v, d)."""
