@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core, so a thread a process
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 import numpy as np
 import pytest
@@ -68,6 +72,15 @@ def _pictures(n: int, *, seed: int, size: int = 32, channels: int = 3) -> np.nda
                 blob * (1 - c / 4) - 0.5 * shade + 0.3 * x + rng.normal(0, 0.005, x.shape)
             )
     return pictures
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Tests that share a trained model, or else a file, stay in one process."""
+    for item in items:
+        bench = item.callspec.params.get("bench") if hasattr(item, "callspec") else None
+        group = "-".join(bench) if bench else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
