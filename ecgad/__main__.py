@@ -69,7 +69,7 @@ def screen(
         out: Folder for the rows (results.csv, part-*.parquet), report.html and manifest.json.
         workers: Processes; one a core if absent.
         shard: i/n: every n-th record from the i-th on, to share an archive between machines.
-        engine: Where the processes run: local, or ray: a Ray cluster (not tried on a real one yet).
+        engine: Where the processes run: local, or ray: a Ray cluster (tried on one machine only).
         recalibrate: Folder or list of this site's own records taken as normal, 200 to 500: p-values
             are then counted among them.
     """

@@ -1,74 +1,106 @@
 """A function over many items on the machines of a Ray cluster, any of which may go.
 
-Ray Data hands the chunks to actors, one a core, starts actors anew that die, and does their chunk
-again elsewhere. A chunk that kills actors again and again is left to this machine, item by item, as
-`ecgad.screen.workers` does it. All nodes must see the records and the model under the same paths,
-and have this package. Written to Ray's documentation; not yet run on a real cluster.
+Every chunk is a Ray task. One whose process or node dies is done again with the others that failed,
+and after `TRIES` rounds on this machine, item by item, as `ecgad.screen.workers` does it. All nodes
+must see the records and the model under the same paths, and have this package.
+
+Plain tasks, as Ray Data would start three actors of its own and pandas in each process, and its
+actors' arguments are lost with a node. Ray's own retries are off: they never end for a task that
+runs out of memory. Run on two nodes on one machine (`tests/test_ray.py`), not yet on several
+machines.
 """
 
 from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ecgad.screen.workers import Done, GiveUp, Make, one_by_one
 
-TRIES = 3  # of a chunk whose actor dies, before its items are done one by one
+TRIES = 3  # of a chunk whose process dies, before its items are done one by one
 
 
 def run_on_ray(
     chunks: Mapping[int, Sequence[Any]], make: Make, give_up: GiveUp, workers: int | None
 ) -> Generator[Done]:
     """As `run_chunks`, on the cluster that this process or `RAY_ADDRESS` is connected to, else on
-    one of this machine alone. `workers` limits the actors; None: as many as there are cores.
+    one of this machine alone. `workers` limits the processes; None: as many as there are cores.
 
-    Raises `ValueError` when Ray is not installed.
+    Raises `ValueError` when Ray is not installed, `RuntimeError` when the function or `make`
+    raises on a node.
     """
     if not chunks:
         return
-    ray = _connected()
-    missing = {number: list(items) for number, items in chunks.items()}
-    rows = [{"number": n, "items": pickle.dumps(items)} for n, items in missing.items()]
-    most = min(workers or int(ray.cluster_resources().get("CPU", 1)), len(rows))
-    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _Actor,
-        fn_constructor_args=(make,),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-        num_cpus=1,
-        max_restarts=-1,
-        max_task_retries=TRIES - 1,
-    )
-    for row in done.iter_rows():
-        del missing[row["number"]]
-        yield Done(row["number"], pickle.loads(row["results"]), row["seconds"])
-    for number, items in missing.items():
-        yield one_by_one((number, items), make, give_up)
+    ray, missing = _connected(), dict(chunks)
+    for _ in range(TRIES):
+        yield from _round(ray, missing, make, workers)
+    for chunk in missing.items():
+        yield one_by_one(chunk, make, give_up)
 
 
-class _Actor:
-    """Loads the model once."""
+def _round(
+    ray: Any, missing: dict[int, Sequence[Any]], make: Make, workers: int | None
+) -> Generator[Done]:
+    """Tries each chunk once; `missing` keeps those whose process or node died."""
+    task = ray.remote(num_cpus=1, max_retries=0)(_work)
+    recipe = ray.cloudpickle.dumps(make)
+    waiting, running = deque(missing.items()), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < (workers or _places(ray)):
+                number, items = waiting.popleft()
+                running[task.remote(recipe, number, items)] = number
+            (ended, *_), _ = ray.wait(list(running))
+            number = running.pop(ended)
+            done = _result(ray, ended)
+            if done is not None:
+                del missing[number]
+                yield done
+    finally:
+        for ref in running:
+            ray.cancel(ref, force=True)
 
-    def __init__(self, make: Make) -> None:
-        self.work = make()
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        started = time.perf_counter()
-        results = [self.work(item) for item in pickle.loads(row["items"])]
-        seconds = time.perf_counter() - started
-        return {"number": row["number"], "results": pickle.dumps(results), "seconds": seconds}
+def _places(ray: Any) -> int:
+    """Two chunks a core, so that none waits for this process; nodes may come and go."""
+    return 2 * int(ray.cluster_resources().get("CPU", 0)) or 1
+
+
+def _result(ray: Any, ref: Any) -> Done | None:
+    """None when the process died over it."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise RuntimeError(
+            f"a node of the Ray cluster failed ({error.cause!r}); every node needs this package, "
+            "and the records and the model under the same paths"
+        ) from error
+    except ray.exceptions.RayError:
+        return None
+
+
+def _work(recipe: bytes, number: int, items: Sequence[Any]) -> Done:
+    """What a node does."""
+    work, started = _made(recipe), time.perf_counter()
+    results = [work(item) for item in items]
+    return Done(number, results, time.perf_counter() - started)
+
+
+@lru_cache(maxsize=1)
+def _made(recipe: bytes) -> Callable[[Any], Any]:
+    """Loads the model once in each process, which Ray uses again for the next chunk."""
+    return pickle.loads(recipe)()
 
 
 def _connected() -> Any:
     try:
         import ray  # pyright: ignore[reportMissingImports] - an extra
-        import ray.data  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ValueError(f"engine 'ray' needs {error.name}: pip install 'ecgad[ray]'") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
-    context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1  # they are done here
-    context.enable_progress_bars = False
     return ray
