@@ -132,7 +132,7 @@ def test_calibration_scores_are_those_of_the_calibration_records_alone(ecg: Ecg,
         seen.append(x.tobytes())
         return np.abs(x), np.zeros((len(x), 0))
 
-    rule, groups = calibrate(run, normals, Preparation(), (), ("mean",), seed=0)
+    rule, groups = calibrate(run, normals, Preparation(), (), seed=0)
     held_out = np.log([np.abs(p.windows).mean() for p in normals.held_out])
     expected = [(np.log(np.abs(p.windows).mean()) - np.mean(held_out)) / np.std(held_out)
                 for p in normals.calibration]  # fmt: skip
