@@ -324,6 +324,7 @@ def test_times_are_in_segments_of_a_tenth_of_a_second():
     assert model.covariance.pool == 4  # 125 Hz
     assert model.covariance.lags == (5, 10, 14, 19)
     assert model.patches.pool == 8
+    assert Model((1, 780), Config(segment=(13,))).patches.pool == 1  # 13 has no other divisor
 
 
 def test_the_default_stays_within_280_million_products():
