@@ -74,13 +74,18 @@ def _pictures(n: int, *, seed: int, size: int = 32, channels: int = 3) -> np.nda
     return pictures
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):  # noqa: ANN201 - xdist's own types
     """Tests that share a trained model, or else a file, stay in one process."""
-    for item in items:
-        bench = item.callspec.params.get("bench") if hasattr(item, "callspec") else None
-        group = "-".join(bench) if bench else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            case = test.partition("[")[2]  # method and data, as "mmae-12 leads]"
+            return case if case and file.endswith("test_contract.py") else file
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

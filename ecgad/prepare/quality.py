@@ -137,7 +137,8 @@ def _wild(x: np.ndarray, ok: np.ndarray, top: np.ndarray, bottom: np.ndarray) ->
     """Where a lead is `WILD_MV` or more away from its median, (leads, time) bool."""
     wild = np.zeros(x.shape, dtype=bool)
     for lead in np.flatnonzero(top.max(axis=1) - bottom.min(axis=1) >= WILD_MV):
-        wild[lead] = ok[lead] & (abs(x[lead] - np.median(x[lead][ok[lead]])) >= WILD_MV)
+        known = x[lead][ok[lead]].astype(np.float64)  # in float32 a median can overflow
+        wild[lead, ok[lead]] = abs(known - np.median(known)) >= WILD_MV
     return wild
 
 
