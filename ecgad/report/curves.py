@@ -86,7 +86,7 @@ def _panels(found: dict[str, dict[str, Cases]], one: Any, x: str, y: str) -> Fig
         normal, abnormal = int((~some.abnormal).sum()), int(some.abnormal.sum())
         ax.set(title=f"{source} ({normal} + {abnormal})", xlabel=x, ylabel=y)
         ax.plot([0, 1], [0, 1], color="0.7", lw=0.8, ls=":")
-    place = "lower right" if one is _roc else "upper left"
+    place = "lower right" if one is _roc else "best"
     axes[0].legend(frameon=False, fontsize=8, loc=place)
     return figure
 
@@ -139,7 +139,7 @@ def _calibration(ax: Axes, cases: Cases, colour: str, method: str) -> None:
     ax.fill_between(alphas, bands[:, 0], bands[:, 1], color="0.9", lw=0)
     shares = [(p <= alpha).mean() for alpha in alphas]
     ax.plot(alphas, shares, color=colour, lw=1.6, label=method)
-    ax.set(xlim=(0, 0.3), ylim=(0, 0.6))
+    ax.set(xlim=(0, 0.3), ylim=(0, 1))
 
 
 def _costs(rows: Sequence[Row], methods: Sequence[str]) -> Figure:
