@@ -88,6 +88,7 @@ def fit(
             run.train(state, report, report_every, probe, probe_every)
             done = None
         model.eval()
+        torch.manual_seed(seed)  # so that a run taken up at its last step settles the same
         with torch.no_grad():
             if settle:
                 model.settle(_warm_up_batches(x, budget, seed, device))

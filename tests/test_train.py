@@ -21,6 +21,7 @@ class TwoStages(Detector):
         self.scale = nn.Parameter(torch.ones(8))
         self.register_buffer("seen", torch.zeros(()))
         self.register_buffer("settled", torch.zeros(2))
+        self.register_buffer("drawn", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Evidence:
         return Evidence((x - self.mean) ** 2 * self.scale, x.new_zeros(len(x), 0))
@@ -41,6 +42,7 @@ class TwoStages(Detector):
     def settle(self, batches: Iterable[Tensor]) -> None:
         assert not self.training
         self.settled[:] = torch.tensor([sum(map(len, batches)), self.scale.mean().item()])
+        self.drawn = torch.rand(())
 
 
 def data(n: int = 100) -> np.ndarray:
@@ -99,6 +101,18 @@ def test_a_killed_training_resumes_and_ends_with_the_same_weights(tmp_path: Path
     assert (steps[0].stage, steps[0].step) == (killed_in, 100)
     assert torch.equal(straight.mean, resumed.mean)
     assert torch.equal(straight.scale, resumed.scale)
+
+
+def test_a_model_killed_after_its_last_step_settles_as_if_it_had_not_been(tmp_path: Path):
+    class Killed(TwoStages):
+        def settle(self, batches: Iterable[Tensor]) -> None:
+            raise KeyboardInterrupt
+
+    common = {"seed": 3, "budget": BUDGET, "checkpoint": tmp_path / "checkpoint.pt"}
+    with pytest.raises(KeyboardInterrupt):
+        fit(Killed(), data(), **common)
+    straight = fit(TwoStages(), data(), seed=3, budget=BUDGET)
+    assert torch.equal(fit(TwoStages(), data(), **common).drawn, straight.drawn)
 
 
 def test_the_probe_is_asked_now_and_then_and_at_the_end():
