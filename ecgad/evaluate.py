@@ -45,7 +45,29 @@ class Plan:
     weights: str = ""  # the plan whose weights are taken as they are, built with these settings
 
 
+FROM_SCRATCH = ("rcae", "fader", "nbs")
+ON_ENCODER = ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
 EQUAL = Budget(steps=600, batch=32)  # of every method beside MMAE: 19,200 windows seen
+WITHOUT = {  # the choice that a paper calls decisive, taken back
+    "uniad-unmasked": ("uniad", {"window": ()}),
+    "onenip-unrefined": ("onenip", {"fusion": 1.0}),
+    "crr-unmasked": ("crr", {"mask": 0.0}),
+    "rcae-once": ("rcae", {"depth": 1}),
+    "fader-ungated": ("fader", {"gate_share": 0.0}),
+    "nbs-uniform": ("nbs", {"sampler": "uniform"}),
+    "otproto-no-rhythm": ("otproto", {"window": 0}),
+    "hetnet-one-teacher": ("hetnet", {"encoder": "none"}),
+    "dnp-frozen": ("dnp", {"pace": 0.0, "ema": 1.0}),
+    "pbas-far": ("pbas", {"push": (1.0, 1.0)}),
+}
+
+
+def _equal(method: str, settings: Mapping[str, Any] | None = None) -> Plan:
+    settings = settings or {}
+    encoder = "mmae" if method in ON_ENCODER and "encoder" not in settings else ""
+    return Plan(method, settings, budget=EQUAL, encoder=encoder)
+
+
 PLANS = {
     "mmae": Plan(
         settings={"segment": (10,)},  # 0.1 s at 100 Hz, so that ten seconds are T = 100
@@ -59,11 +81,8 @@ PLANS = {
     "mmae-rhythm": Plan(weights="mmae", settings={"beside": ("rhythm",)}),
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),
-    **{name: Plan(budget=EQUAL) for name in ("rcae", "fader", "nbs")},
-    **{
-        name: Plan(budget=EQUAL, encoder="mmae")
-        for name in ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
-    },
+    **{name: _equal(name) for name in (*FROM_SCRATCH, *ON_ENCODER)},
+    **{name: _equal(*without) for name, without in WITHOUT.items()},
 }
 
 

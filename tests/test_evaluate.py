@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgad import evaluate as ev
 from ecgad.benchmarks import Case, Sets
-from ecgad.methods import names
+from ecgad.methods import build, names
 from ecgad.metrics import binomial_band
 from ecgad.prepare.signal import Preparation
 from ecgad.ranges import vus_pr
@@ -328,3 +329,13 @@ def test_a_table_shows_the_methods_it_names_in_their_order(tmp_path: Path):
     text = "<!-- table x record_auroc c a -->\n<!-- /table -->"
     lines = rewritten(text, tmp_path).splitlines()
     assert [line.split("`")[1] for line in lines if "`" in line] == ["c", "a"]
+
+
+@pytest.mark.parametrize("name", ev.WITHOUT)
+def test_a_plan_without_something_differs_from_its_method_in_that_alone(name: str):
+    plan, full = ev.PLANS[name], ev.PLANS[name.partition("-")[0]]
+    assert plan.method == name.partition("-")[0]
+    assert plan.budget == full.budget
+    ours, theirs = (asdict(build(plan.method, (12, 1000), p.settings).config) for p in (plan, full))
+    assert {k for k in ours if ours[k] != theirs[k]} == set(plan.settings)
+    assert (plan.encoder == full.encoder) or plan.settings == {"encoder": "none"}

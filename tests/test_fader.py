@@ -49,6 +49,11 @@ def inpainted(model: Model, u: Tensor, visible: list[int]) -> Tensor:
 # The gates
 
 
+def test_without_a_share_of_the_budget_the_gates_stay_as_they_begin():
+    assert [(s.name, s.share) for s in built(gate_share=0.0).stages()] == [("base", 1.0)]
+    assert [s.name for s in built(gate_share=0.3).stages()] == ["base", "gates"]
+
+
 @pytest.mark.parametrize("shape", [LINE, SQUARE])
 @torch.no_grad()
 def test_open_gates_leave_the_reconstructor_as_it_is_to_the_last_bit(shape):

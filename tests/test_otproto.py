@@ -212,6 +212,18 @@ def test_a_local_bank_spreads_its_prototypes_over_the_leads():
     assert (apart == 0).sum(2).flatten().tolist() == [3] * 12
 
 
+@torch.no_grad()
+def test_without_a_window_the_map_is_that_of_the_other_banks(model, normals):
+    bare, x = made(tuple(normals.shape[1:]), SHORT | {"window": 0}), normals[:3]
+    bare.load_state_dict({k: v for k, v in model.state_dict().items() if k in bare.state_dict()})
+    found, full = bare(x), model(x)
+    rhythm = model._lay("rhythm", model.banks["rhythm"](model.tokens(x)["rhythm"]))
+    count = len(model.banks)
+    torch.testing.assert_close(found.map, (full.map * count - rhythm) / (count - 1))
+    assert full.whole.abs().min() > 0
+    assert found.whole.abs().max() == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

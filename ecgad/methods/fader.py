@@ -75,7 +75,7 @@ class Config:
     depth: int = 4  # encoder blocks; the decoder is one block, as MMAE's
     heads: int = 4  # of encoder and decoder
     reduction: int = 4  # width over the width between the two layers: 1,057 parameters at 64
-    gate_share: float = 0.3  # of the training budget, for stage 2
+    gate_share: float = 0.3  # of the training budget, for stage 2; 0: gates stay open
     beta: float = 1.0  # of the reconstruction in stage 2's loss
     active: float = 1.0  # how much more often a token of large error would be drawn
     attenuation: float = 0.0  # of 1 - g in the map, beside the error; more was measured to harm
@@ -84,8 +84,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 0.5:  # else a token might be shown by no masking
             raise ValueError(f"ratio is {self.ratio}; a share between 0 and 0.5 can be hidden")
-        if not 0 < self.gate_share < 1:
-            raise ValueError(f"gate_share is {self.gate_share}; a share between 0 and 1 is needed")
+        if not 0 <= self.gate_share < 1:
+            raise ValueError(f"gate_share is {self.gate_share}; a share of 0 to 1 is needed")
         for name in ("width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
@@ -192,10 +192,8 @@ class Model(Detector):
         gates = list(self.gate.parameters())
         base = [p for name, p in self.named_parameters() if not name.startswith("gate.")]
         share = self.config.gate_share
-        return [
-            Stage("base", base, self.loss, 1 - share),
-            Stage("gates", gates, self.gate_loss, share),
-        ]
+        stages = [Stage("base", base, self.loss, 1 - share)]
+        return [*stages, Stage("gates", gates, self.gate_loss, share)] if share else stages
 
     def loss(self, x: Tensor) -> Tensor:
         """L_rec of all tokens, some of them hidden, no gates: stage 1."""

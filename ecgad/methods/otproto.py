@@ -69,7 +69,7 @@ class Config:
     ema: float = 0.95  # of the prototypes, a batch; the paper's
     steps: int = 100  # batches that move them: 0.95^100 of where they began is left
     patch: int = 20  # samples of a lead's token; 0.2 s at 100 Hz. Signals only
-    window: int = 400  # samples of a rhythm token; 4 s at 100 Hz. Signals only
+    window: int = 400  # samples of a rhythm token; 4 s at 100 Hz, 0: none. Signals only
     lags: tuple[int, ...] = (30, 250)  # samples, shortest and longest; 0.3 to 2.5 s at 100 Hz
 
     def __post_init__(self) -> None:
@@ -82,7 +82,8 @@ class Config:
         for name in ("levels", "prototypes", "local", "steps", "patch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if len(self.lags) != 2 or not 0 < self.lags[0] < self.lags[1] < self.window:
+        rising = len(self.lags) == 2 and 0 < self.lags[0] < self.lags[1] < self.window
+        if self.window and not rising:
             raise ValueError(
                 f"lags are {self.lags}; two rising numbers of samples below the window's "
                 f"{self.window} are needed"
@@ -116,6 +117,8 @@ class Model(Detector):
         self.leads = encoders.build(f"raw:{c.patch}", (1, *grid))
         apart = _spread_out(lead_cost(leads), c.local)[:, None]  # (leads, 1, k)
         self._add("leads", self.leads.width, apart, c.alpha)
+        if not c.window:
+            return
         self.rhythm = _Rhythm(self.shape, c.window, c.lags)
         self._add("rhythm", self.rhythm.width, torch.zeros(1, 1, c.prototypes), 0)
 
@@ -126,7 +129,7 @@ class Model(Detector):
         self.check(x)
         found = {name: self.banks[name](z) for name, z in self.tokens(x).items()}
         maps = [self._lay(name, a) for name, a in found.items()]  # of (b, rows, *grid)
-        whole = found["rhythm"].mean(2) if self.is_signal else x.new_zeros(x.shape[0], 1)
+        whole = found["rhythm"].mean(2) if "rhythm" in found else x.new_zeros(x.shape[0], 1)
         return Evidence(sum(maps[1:], start=maps[0]) / len(maps), whole)
 
     def tokens(self, x: Tensor) -> dict[str, Tensor]:
@@ -136,7 +139,8 @@ class Model(Detector):
         if not self.is_signal:
             return found | {f"place{level}": z[:, level, None] for level in self.levels}
         leads = self.leads(_each_lead(x)).reshape(-1, self.shape[0], self.leads.n, self.leads.width)
-        return found | {"leads": leads, "rhythm": self.rhythm(x)}
+        found["leads"] = leads
+        return found | {"rhythm": self.rhythm(x)} if self.config.window else found
 
     def _lay(self, name: str, a: Tensor) -> Tensor:
         """A bank's distances (b, rows, n) over the grid, (b, rows, *grid)."""
