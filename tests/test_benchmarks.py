@@ -17,6 +17,7 @@ from ecgad.benchmarks import (
     cpsc2018,
     damage,
     ludb,
+    noise,
     ptbxl_zscored,
     shipped,
     split,
@@ -241,3 +242,19 @@ def test_one_part_of_a_benchmark_is_had_by_its_name(root: Path):
         load_benchmark("twelve_lead/lud", root)
     with pytest.raises(ValueError, match="several benchmarks; name one of twelve_lead/ludb, "):
         load_sets("twelve_lead", root)
+
+
+def test_noise_stands_in_normals_that_are_not_learned_from(root: Path):
+    sets = noise.load(root)
+    kinds = Counter(c.source for c in sets.test)
+    assert list(kinds) == ["none", "wander", "mains", "muscle"]
+    assert kinds["none"] == kinds["wander"] >= kinds["mains"] > 0
+    assert not any(c.abnormal for c in sets.test)
+    learned = {c.patient for c in (*sets.train, *sets.held_out, *sets.calibration)}
+    assert not learned & {c.patient for c in sets.test}
+    clean = {c.record.record_id: c.record for c in sets.test if c.source == "none"}
+    for case in sets.test[kinds["none"] :]:
+        x, before = case.record.signal, clean[case.record.record_id].signal
+        ratio = before[1].var() / (x[1] - before[1]).var()
+        assert 10 * np.log10(ratio) == pytest.approx(12, abs=0.5)  # II; nothing where not valid
+    assert all(c.record.rate_hz > 100 for c in sets.test if c.source == "mains")

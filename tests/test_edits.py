@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ecgad.parts.synthesis.edits import DAMAGE, damage, nuisance
+from ecgad.parts.synthesis.edits import DAMAGE, NOISE, damage, noise, nuisance
 
 RATE_HZ = 250.0
 
@@ -135,3 +135,31 @@ def test_unknown_damage_and_other_leads_are_refused(ecg: np.ndarray):
         damage(ecg, RATE_HZ, "hammer", rng)
     with pytest.raises(ValueError, match="8 leads"):
         damage(ecg[:8], RATE_HZ, "warp", rng)
+
+
+BANDS_HZ = {"wander": (0, 0.6), "mains": (49, 51), "muscle": (15, 125)}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+@pytest.mark.parametrize("snr_db", [0.0, 12.0])
+def test_noise_is_as_strong_as_asked_and_lies_in_its_band(
+    ecg: np.ndarray, kind: str, snr_db: float
+):
+    added = noise(ecg, RATE_HZ, kind, snr_db, np.random.default_rng(0)).astype(float) - ecg
+    for lead in (0, 1, 6, 7, 8, 9, 10, 11):
+        assert 10 * np.log10(ecg[lead].var() / added[lead].var()) == pytest.approx(snr_db, abs=0.01)
+    low, high = BANDS_HZ[kind]
+    power, hz = np.abs(np.fft.rfft(added)) ** 2, np.fft.rfftfreq(2500, 1 / RATE_HZ)
+    assert power[:, (low <= hz) & (hz <= high)].sum() > 0.97 * power.sum()
+    np.testing.assert_allclose(added[2], added[1] - added[0], atol=1e-5)
+    np.testing.assert_allclose(added[3], -(added[0] + added[1]) / 2, atol=1e-5)
+
+
+def test_muscle_noise_is_each_leads_own_and_hum_is_not(ecg: np.ndarray):
+    of = {
+        kind: np.corrcoef((noise(ecg, RATE_HZ, kind, 12, np.random.default_rng(0)) - ecg)[6:])
+        for kind in NOISE
+    }
+    apart = ~np.eye(6, dtype=bool)
+    assert np.abs(of["mains"][apart]).min() > 0.99
+    assert np.abs(of["muscle"][apart]).max() < 0.2

@@ -115,6 +115,45 @@ def nuisance(x: np.ndarray, rate_hz: float, rng: np.random.Generator) -> np.ndar
     return x * rng.uniform(0.9, 1.1) + 0.1 * rng.random((len(x), 1)) * wander + muscle
 
 
+def wander(n: int, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
+    """Baseline wander as of breath and movement: ten waves of 0.05-0.5 Hz, (8, n)."""
+    time = np.arange(n) / rate_hz
+    hz = rng.uniform(0.05, 0.5, (10, 1, 1))
+    phase, size = rng.random((10, 8, 1)), rng.normal(size=(10, 8, 1))
+    return (size * np.sin(2 * np.pi * (hz * time + phase))).sum(0)
+
+
+def mains(n: int, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
+    """Hum of 50 Hz in one phase, in each lead its own share, (8, n)."""
+    wave = np.sin(2 * np.pi * (50 * np.arange(n) / rate_hz + rng.random()))
+    return rng.choice([-1, 1], (8, 1)) * rng.uniform(0.5, 1, (8, 1)) * wave
+
+
+def muscle(n: int, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
+    """Muscle noise: 20-150 Hz, or as far as the rate goes, of its own in each lead, (8, n)."""
+    sos = butter(4, (20, min(150, 0.45 * rate_hz)), "bandpass", fs=rate_hz, output="sos")
+    return sosfiltfilt(sos, rng.normal(size=(8, n)), axis=1)
+
+
+NOISE: dict[str, Callable[[int, float, np.random.Generator], np.ndarray]] = {
+    "wander": wander, "mains": mains, "muscle": muscle,
+}  # fmt: skip
+
+
+def noise(
+    x: np.ndarray, rate_hz: float, kind: str, snr_db: float, rng: np.random.Generator
+) -> np.ndarray:
+    """`x` (12, time) in standard lead order with noise of one kind in `NOISE`, no anomaly.
+
+    In each of the eight independent leads the signal's power about its mean is `snr_db` above that
+    of the noise; the other four follow from I and II.
+    """
+    added = NOISE[kind](x.shape[1], rate_hz, rng)
+    deviation = x[_INDEPENDENT].std(axis=1, keepdims=True) * 10 ** (-snr_db / 20)
+    added = (added - added.mean(1, keepdims=True)) / added.std(1, keepdims=True) * deviation
+    return (x + np.concatenate([_LIMB @ added[:2], added[2:]])).astype(np.float32)
+
+
 def damage(
     x: np.ndarray, rate_hz: float, kind: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
