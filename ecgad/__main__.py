@@ -129,6 +129,7 @@ def train(
     *,
     out: Out,
     settings: Settings = None,
+    encoder: str | None = None,
     seed: int = 0,
     device: str = "cpu",
     steps: int | None = None,
@@ -144,6 +145,8 @@ def train(
         method: One of `ecgad methods`.
         data: Folder or list of records taken as normal, or with --data the name of a benchmark.
         out: Folder for the model.
+        encoder: What the method stands on, where it has one: a trained model's folder, mmae-12lead,
+            mmae:10 or raw:20 (untrained, of so many samples a token), lite2 for images.
         seed: Of all that is drawn by chance.
         device: cpu or cuda.
         steps: Of the optimiser, all stages together; 2000 if absent. Benchmarks have their own.
@@ -156,11 +159,12 @@ def train(
     from ecgad.train import Budget
 
     tell = (lambda words: None) if quiet else _say
+    chosen = _fields(settings) | ({"encoder": encoder} if encoder else {})
     if root is not None:
         if steps is not None:
             raise ValueError(f"--steps {steps}: the steps of a benchmark are part of it")
         bundle = trained(
-            method, load_sets(data, root), seed, out, id=name, settings=_fields(settings),
+            method, load_sets(data, root), seed, out, id=name, settings=chosen,
             device=device, report=tell,
         )  # fmt: skip
     else:
@@ -170,7 +174,7 @@ def train(
         if checkpoint.exists():
             tell(f"carrying on from {checkpoint}")
         bundle = learn(
-            method, records, seed=seed, settings=_fields(settings), device=device,
+            method, records, seed=seed, settings=chosen, device=device,
             budget=Budget(steps=steps or Budget.steps), checkpoint=checkpoint,
             report=None if quiet else _training(),
         )  # fmt: skip

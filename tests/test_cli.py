@@ -254,6 +254,20 @@ def test_train_leaves_a_model_that_screens_and_no_checkpoint(run, ecg, tmp_path)
     assert np.isfinite(bundle.score(read(tmp_path / "in/n001.hea")).score)
 
 
+def test_train_on_an_encoder_keeps_it_in_the_card(run, ecg, tmp_path):
+    for i, mv in enumerate(ecg(40, seed=5, t=1000)):
+        write_record(tmp_path / "in", f"n{i:03d}", mv, rate=f"{RATE_HZ}")
+    command = ("train", "knn", tmp_path / "in", "-o", tmp_path / "m", "--encoder", "mmae:20")
+    assert run(*command, "--quiet")[0] == 0
+    assert load(tmp_path / "m").card["config"]["encoder"].startswith("mmae:20:")
+    code, _, err = run(*command[:-1], "nowhere")
+    assert code != 0
+    assert "encoder 'nowhere' is neither" in err
+    code, _, err = run("train", "pca", *command[2:])
+    assert code != 0
+    assert "encoder" in err
+
+
 def test_training_without_torch_says_what_to_install(run, archive, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     code, out, err = run("flops", "mmae")
