@@ -47,6 +47,7 @@ class Plan:
 
 FROM_SCRATCH = ("rcae", "fader", "nbs")
 ON_ENCODER = ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
+EIGHT = {"rounds": 8, "hidden": 0.25}  # maskings as in training: five times as dear
 EQUAL = Budget(steps=600, batch=32)  # of every method beside MMAE: 19,200 windows seen
 WITHOUT = {  # the choice that a paper calls decisive, taken back
     "uniad-unmasked": ("uniad", {"window": ()}),
@@ -74,7 +75,8 @@ PLANS = {
         pretrain=Budget(steps=6000, batch=32, lr=2e-3, hold=0.6),  # a plateau takes 2000 to leave
         budget=Budget(steps=1500, batch=32, lr=5e-4),
     ),
-    "mmae-paper": Plan(weights="mmae", settings={"beside": ()}),
+    "mmae-paper": Plan(weights="mmae", settings={"beside": (), **EIGHT}),
+    "mmae-8": Plan(weights="mmae", settings=EIGHT),
     "mmae-tokens": Plan(weights="mmae", settings={"beside": ("tokens",)}),
     "mmae-patches": Plan(weights="mmae", settings={"beside": ("patches",)}),
     "mmae-covariance": Plan(weights="mmae", settings={"beside": ("covariance",)}),

@@ -12,8 +12,8 @@ from ecgad.parts.masks import complement_schedule
 def maskings(model: Model) -> list[tuple[list[int], list[int], list[int]]]:
     """Of each round: global segments hidden, places hidden in the local region, its segments."""
     c, n, delta = model.config, model.tokens.n, model.windows.shape[1]
-    hidden_global = complement_schedule(n, c.ratio, c.rounds, seed=0).tolist()
-    hidden_local = complement_schedule(delta, c.ratio, c.rounds, seed=1).tolist()
+    hidden_global = complement_schedule(n, c.hidden, c.rounds, seed=0).tolist()
+    hidden_local = complement_schedule(delta, c.hidden, c.rounds, seed=1).tolist()
     starts = [round(float(s)) for s in np.linspace(0, len(model.windows) - 1, c.rounds)]
     regions = [model.windows[start].tolist() for start in starts]
     return list(zip(hidden_global, hidden_local, regions, strict=True))

@@ -37,7 +37,8 @@ class Row(NamedTuple):
     steps: int = 300
 
 
-SMALL = {"local": (3,), "width": 48, "decoder_width": 48, "depth": 1, "rounds": 6, "ratio": 0.3}
+SMALL = {"local": (3,), "width": 48, "decoder_width": 48, "depth": 1, "rounds": 6, "ratio": 0.3,
+         "hidden": 0.3}  # fmt: skip
 PROFILES = {"hidden": 64, "bottleneck": 16, "rounds": 5, "share": 0.5, "sampler": "policy"}
 REBUILT = {
     "encoder": "raw:40", "window": (1,), "width": 48, "heads": 4, "mlp_ratio": 2,
@@ -138,6 +139,7 @@ TABLE = {
             "segment": ((7, 7), r"patch \(7, 7\) does not tile grid"),
             "local": ((99, 99), r"local region \(99, 99\) does not fit the tokens"),
             "ratio": (1.5, "ratio is 1.5"),
+            "hidden": (0.0, "hidden is 0.0"),
             "rounds": (0, "rounds is 0"),
             "beside": (("token",), r"beside is \['token'\]; known are patches, tokens, covariance"),
             "heads": (7, "width 48 is not a multiple of heads 7"),

@@ -282,23 +282,26 @@ def test_leaving_parts_out_trains_nothing(ecg: Ecg, tmp_path: Path):
         patch.setitem(ev.PLANS, "mmae", ev.Plan(settings=small))
         full = ev.trained("mmae", sets, 0, tmp_path / "mmae-0", report=lambda line: None)
         patch.setattr(ev, "learn", None)
-        rhythm, paper = (
+        rhythm, covariance, paper = (
             ev.trained(f"mmae-{name}", sets, 0, tmp_path / f"mmae-{name}-0")
-            for name in ("rhythm", "paper")
+            for name in ("rhythm", "covariance", "paper")
         )
     prepared = ev.prepared_cases(sets, "test", full.preparation)[0]
     assert prepared is not None
     assert full.rule.use == ("mean", "tokens", "covariance", "rhythm")
     assert rhythm.rule.use == ("mean", "rhythm")
     assert paper.rule.use == ("mean",)
-    np.testing.assert_allclose(paper.judge(prepared).map, rhythm.judge(prepared).map, rtol=1e-5)
-    assert not np.allclose(paper.judge(prepared).map, full.judge(prepared).map, rtol=1e-2)
+    bare = rhythm.judge(prepared).map
+    np.testing.assert_allclose(covariance.judge(prepared).map, bare, rtol=1e-5)
+    assert not np.allclose(full.judge(prepared).map, bare, rtol=1e-2)
+    assert not np.allclose(paper.judge(prepared).map, bare, rtol=1e-2)
     own, whole = paper.evidence(prepared), full.evidence(prepared)
     np.testing.assert_allclose(rhythm.evidence(prepared)[1], whole[1][2:], rtol=1e-4)
     assert len(own[1]) == 0
-    assert rhythm.judge(prepared).score != paper.judge(prepared).score
-    assert paper.card["macs_record"] < rhythm.card["macs_record"] < full.card["macs_record"]
-    assert paper.card["config"]["beside"] == []
+    assert rhythm.judge(prepared).score != covariance.judge(prepared).score
+    assert rhythm.card["macs_record"] < full.card["macs_record"]
+    config = paper.card["config"]
+    assert (config["beside"], config["rounds"], config["hidden"]) == ([], 8, 0.25)
     assert not (tmp_path / "mmae-paper-0").exists()
     with pytest.raises(KeyError, match="blocks.1"):
         ev.reduced(tmp_path / "mmae-0", {"depth": 2}, ev.normals(sets, full.preparation))

@@ -15,7 +15,7 @@ def mmae_by_hand(leads: int, t: int, c: Config) -> int:
     """Embedding, encoder, decoder and head, written out from the paper's figure."""
     n, size, d = t // c.segment[0], leads * c.segment[0], c.width
     delta, rounds, depth = c.local[0], c.rounds, c.depth
-    masked = round(c.ratio * n) + round(c.ratio * delta)
+    masked = round(c.hidden * n) + round(c.hidden * delta)
     visible = n + delta - masked
 
     def block(tokens: int) -> int:
@@ -57,9 +57,13 @@ def macs(function) -> int:
     return flops.count(Toy(Operation(function))).macs_record
 
 
+PAPER = {"rounds": 8, "hidden": 0.25}  # two turns of all segments, each with a quarter hidden
+
+
+@pytest.mark.parametrize("more", [{}, PAPER])
 @pytest.mark.parametrize(("t", "segment"), [(4800, 48), (1000, 10)])
-def test_mmae_costs_what_the_formula_says(t, segment):
-    config = Config(segment=(segment,), beside=())
+def test_mmae_costs_what_the_formula_says(t, segment, more):
+    config = Config(segment=(segment,), beside=(), **more)
     cost = flops.count(Model((12, t), config))
     by_hand = mmae_by_hand(12, t, config)
     assert cost.macs_record == by_hand
@@ -69,7 +73,7 @@ def test_mmae_costs_what_the_formula_says(t, segment):
 @pytest.mark.parametrize(("t", "segment"), [(4800, 48), (1000, 10)])
 def test_what_stands_beside_mmaes_map_costs_what_its_products_say(t, segment):
     model = Model((12, t), Config(segment=(segment,)))
-    tokens = 8 * 75 * 128 * 64  # rounds, visible segments, centres of the bank, width
+    tokens = 2 * 50 * 128 * 64  # rounds, visible segments, centres of the bank, width
     stretches, samples = model.patches.samples.shape
     patches = stretches * 128 * 12 * samples + stretches * model.tokens.n  # each segment's mean
     lags, t = model.covariance.lags, t // model.covariance.pool
@@ -83,8 +87,9 @@ def test_what_stands_beside_mmaes_map_costs_what_its_products_say(t, segment):
     assert found == tokens + patches + covariance + rhythm
 
 
-def test_mmae_keeps_the_published_size_ratios_to_mcf():
-    cost = flops.count(methods.build("mmae", (12, 4800)))
+@pytest.mark.parametrize("settings", [{}, PAPER])
+def test_mmae_keeps_the_published_size_ratios_to_mcf(settings):
+    cost = flops.count(methods.build("mmae", (12, 4800), settings))
     assert cost.parameters <= flops.MCF.parameters // 18
     assert cost.macs_record <= flops.MCF.macs_pass * flops.MCF.passes[0] / 78
     assert cost.macs_record <= 280_000_000

@@ -40,9 +40,9 @@ def test_the_default_has_an_eighteenth_of_the_parameters_of_mcf():
     assert sum(p.numel() for p in model.parameters()) == 392_832
 
 
-@pytest.mark.parametrize(("ratio", "seen"), [(0.5, (50, 5)), (0.25, (75, 8))])
-def test_each_region_shows_its_own_share_in_every_round(ratio, seen):
-    model = Model((12, 4800), Config(ratio=ratio))
+@pytest.mark.parametrize(("hidden", "rounds", "seen"), [(0.5, 2, (50, 5)), (0.25, 8, (75, 8))])
+def test_each_region_shows_its_own_share_in_every_round(hidden, rounds, seen):
+    model = Model((12, 4800), Config(hidden=hidden, rounds=rounds))
     is_global = model.visible < 100
     assert (is_global.sum(1) == seen[0]).all()
     assert ((~is_global).sum(1) == seen[1]).all()
@@ -54,7 +54,7 @@ def test_each_region_shows_its_own_share_in_every_round(ratio, seen):
         (Config(), (12, 4800)),
         (Config(segment=(10,)), (12, 1000)),
         (SQUARE, (3, 16, 16)),
-        (Config(segment=(6,), local=(4,), ratio=0.3, rounds=4, beside=()), (3, 72)),
+        (Config(segment=(6,), local=(4,), hidden=0.3, rounds=4, beside=()), (3, 72)),
     ],
 )
 def test_every_segment_is_hidden_and_its_weights_sum_to_one(config, shape):
@@ -70,7 +70,7 @@ def test_every_segment_is_hidden_and_its_weights_sum_to_one(config, shape):
 
 
 def test_ten_local_regions_of_ten_tile_a_record_of_a_hundred_once():
-    model = Model((12, 4800), Config(rounds=10))
+    model = Model((12, 4800), Config(rounds=10, hidden=0.25))
     place = torch.cat([model.visible, model.masked], dim=1)
     segment = torch.cat([model.visible_segment, model.masked_segment], 1)
     assert sorted(segment[place >= 100].tolist()) == list(range(100))
@@ -198,7 +198,7 @@ def test_denormalised_the_map_is_in_the_inputs_own_unit():
 
 def test_too_few_rounds_to_score_every_sample_are_refused():
     with pytest.raises(ValueError, match="3 rounds of 30 masked tokens leave some of 100"):
-        Model((12, 4800), Config(ratio=0.3, rounds=3))
+        Model((12, 4800), Config(hidden=0.3, rounds=3))
 
 
 def test_a_region_of_one_segment_is_refused():
@@ -213,6 +213,7 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
         segment=(40,),
         local=(3,),
         ratio=0.3,
+        hidden=0.3,
         width=48,
         depth=1,
         decoder_width=48,

@@ -109,6 +109,13 @@ def test_too_few_rounds_are_refused_with_the_number_that_would_do():
         complement_schedule(10, 0.3, 3, seed=0)
 
 
+@pytest.mark.parametrize("n", [2, 5, 49, 99])
+def test_two_halves_hide_every_token_of_an_odd_number_too(n: int):
+    masks = complement_schedule(n, 0.5, 2, seed=0)
+    assert set(masks.flatten().tolist()) == set(range(n))
+    assert masks.shape == (2, (n + 1) // 2)
+
+
 def test_the_complement_is_what_a_mask_leaves():
     masks = torch.tensor([[0, 3], [4, 1]])
     assert complement(masks, 5).tolist() == [[1, 2, 4], [0, 2, 3]]

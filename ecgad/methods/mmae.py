@@ -56,8 +56,11 @@ RANK = 64  # of the covariance's whitening: 654 features of 12 leads in a tenth 
 class Config:
     segment: tuple[int, ...] = (48,)  # samples on each axis; 96 ms at 500 Hz, T = 100
     local: tuple[int, ...] = (10,)  # delta, in segments; about one heartbeat
-    ratio: float = 0.25  # theta: share hidden in both regions; MCF hides 0.3, this comes out even
-    rounds: int = 8  # H: maskings a record; two turns of all segments at 0.25, 1/78 of MCF
+    ratio: float = 0.25  # theta in training: share hidden in both regions; MCF hides 0.3
+    rounds: int = 2  # H: maskings a record when it is scored
+    hidden: float = (
+        0.5  # theta in these: each segment once. 8 rounds at 0.25 are five times as dear
+    )
     width: int = 64  # d of the encoder; with depth 5 it gives 1/18 of MCF's parameters
     depth: int = 5  # encoder blocks
     heads: int = 4  # of encoder and decoder
@@ -68,8 +71,9 @@ class Config:
     beside: tuple[str, ...] = BESIDE  # the error; () as in the paper
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise ValueError(f"ratio is {self.ratio}; a share between 0 and 1 can be hidden")
+        for name in ("ratio", "hidden"):
+            if not 0 < (share := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {share}; a share between 0 and 1 can be hidden")
         for name in ("rounds", "width", "depth", "heads", "decoder_width", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
@@ -137,9 +141,9 @@ class Model(Detector):
     def _schedule(self, n: int, delta: int) -> None:
         """The fixed maskings of scoring. Places 0..T-1 are global, T.. are of the local region."""
         h = self.config.rounds
-        global_masks = complement_schedule(n, self.config.ratio, h, seed=0)
-        local_rounds = max(h, -(-delta // masked_count(delta, self.config.ratio)))
-        local_masks = complement_schedule(delta, self.config.ratio, local_rounds, seed=1)[:h]
+        global_masks = complement_schedule(n, self.config.hidden, h, seed=0)
+        local_rounds = max(h, -(-delta // masked_count(delta, self.config.hidden)))
+        local_masks = complement_schedule(delta, self.config.hidden, local_rounds, seed=1)[:h]
         start = torch.linspace(0, len(self.windows) - 1, h).round().long()  # w of each round
         place = torch.cat([torch.arange(n).expand(h, n), self.windows[start]], dim=1)  # -> segment
         visible = [complement(global_masks, n), n + complement(local_masks, delta)]

@@ -27,10 +27,14 @@ def random_split(b: int, n: int, masked: int, device: torch.device) -> tuple[Ten
 def complement_schedule(n: int, ratio: float, rounds: int, seed: int) -> Tensor:
     """Masks that between them hide every token, equally often up to one, (rounds, masked).
 
+    `masked` is the share of `n`, rounded up where rounding down would leave tokens out.
+
     Shuffled decks of all `n` tokens are dealt out `masked` at a time; a token already in the hand
     goes to the next one, so no round hides a token twice.
     """
     masked = masked_count(n, ratio)
+    if rounds * masked < n:
+        masked = math.ceil(n * ratio)  # two halves of an odd number
     if rounds * masked < n:
         raise ValueError(
             f"{rounds} rounds of {masked} masked tokens leave some of {n} tokens without a score; "
