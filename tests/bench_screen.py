@@ -2,7 +2,7 @@
 
     taskset -c 1 python tests/bench_screen.py [RECORDS] [--model FOLDER] [--batches]
 
-RECORDS (200 if not given) links to the real ten-second records of data/samples are screened by
+RECORDS (1000 if not given) links to the real ten-second records of data/samples are screened by
 one process, without drawing pages. All times are processor times of this one thread, which a
 neighbour on the same core hardly changes; still, measure on an idle machine, three times.
 
@@ -187,4 +187,4 @@ if __name__ == "__main__":
     given = words.index("--model") if "--model" in words else None
     folder = words[given + 1] if given is not None else None
     numbers = [int(word) for word in words if word.isdecimal()]
-    main(numbers[0] if numbers else 200, folder, "--batches" in words)
+    main(numbers[0] if numbers else 1000, folder, "--batches" in words)
