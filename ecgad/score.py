@@ -121,6 +121,8 @@ def smoothen(map: np.ndarray, valid: np.ndarray, smooth: float) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     sigma = (0.0, *[smooth] * (map.ndim - 1))
+    if valid.all():
+        return gaussian_filter(map.astype(np.float32), sigma)
     weight = gaussian_filter(valid.astype(np.float32), sigma)
     total = gaussian_filter(np.where(valid, map, 0).astype(np.float32), sigma)
     return np.where(valid, total / np.maximum(weight, 1e-6), 0)

@@ -219,6 +219,7 @@ def test_without_a_window_the_map_is_that_of_the_other_banks(model, normals):
     found, full = bare(x), model(x)
     rhythm = model._lay("rhythm", model.banks["rhythm"](model.tokens(x)["rhythm"]))
     count = len(model.banks)
+    assert set(model.banks) - set(bare.banks) == {"rhythm"}
     torch.testing.assert_close(found.map, (full.map * count - rhythm) / (count - 1))
     assert full.whole.abs().min() > 0
     assert found.whole.abs().max() == 0

@@ -118,6 +118,39 @@ def test_stretches_almost_touching_are_one_and_specks_are_dropped():
     assert [(i.start_s, i.end_s) for i in found] == [(1.0, 1.4)]
 
 
+def slow_intervals(standing: np.ndarray, gap: int) -> list[tuple[int, int, int, float]]:
+    """Row, start, end and mean of each stretch, sample by sample."""
+    found = []
+    for row, values in enumerate(standing):
+        above = [i for i, v in enumerate(values) if v > 1]
+        stretch: list[int] = []
+        for i in [*above, 10**9]:
+            if stretch and i - stretch[-1] > gap:  # fewer than `gap` samples lie between: joined
+                if stretch[-1] + 1 - stretch[0] >= gap:
+                    piece = values[stretch[0] : stretch[-1] + 1]
+                    known = [v for v in piece if v == v]
+                    found.append((row, stretch[0], stretch[-1] + 1, sum(known) / len(known)))
+                stretch = []
+            stretch.append(i)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_intervals_are_those_of_a_walk_over_every_sample(seed: int):
+    rng = np.random.default_rng(seed)
+    standing = np.repeat(rng.exponential(0.8, (3, 60)), rng.integers(1, 12), axis=1)
+    standing = standing.astype(np.float32)
+    standing[rng.random(standing.shape) < 0.05 * (seed % 3)] = np.nan
+    found = intervals(standing, ("0", "1", "2"), 100.0, most=1000)
+    slow = slow_intervals(standing, 8)
+    assert [(i.lead, round(100 * i.start_s), round(100 * i.end_s)) for i in sorted(found)] == [
+        (str(row), start, end) for row, start, end, _ in slow
+    ]
+    strengths = [i.score for i in sorted(found, key=lambda i: (i.lead, i.start_s))]
+    np.testing.assert_allclose(strengths, [strength for *_, strength in slow], rtol=1e-5)
+    assert [i.score for i in found] == sorted(strengths, reverse=True)
+
+
 def test_no_interval_lies_where_nothing_can_be_judged():
     map = np.zeros((1, 1000))
     map[0, 300:400] = 50.0
