@@ -79,7 +79,6 @@ PLANS = {
     "mmae-8": Plan(weights="mmae", settings=EIGHT),
     "mmae-tokens": Plan(weights="mmae", settings={"beside": ("tokens",)}),
     "mmae-patches": Plan(weights="mmae", settings={"beside": ("patches",)}),
-    "mmae-covariance": Plan(weights="mmae", settings={"beside": ("covariance",)}),
     "mmae-rhythm": Plan(weights="mmae", settings={"beside": ("rhythm",)}),
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),

@@ -49,7 +49,7 @@ MASKED = {
     "ratio": 0.4, "width": 32, "depth": 1, "reduction": 1, "gate_share": 0.25, "recordwide": False
 }  # fmt: skip
 LINE, SQUARE = {"segment": (40,)}, {"segment": (8, 8)}
-BESIDE = {"beside": ("patches", "tokens", "covariance")}
+BESIDE = {"beside": ("patches", "tokens")}
 OWN = {
     "encoder": "mmae:20:32:2:4", "prototypes": 4, "depth": 2, "mlp_ratio": 2, "ema": 0.99,
     "bank": 16,
@@ -141,7 +141,7 @@ TABLE = {
             "ratio": (1.5, "ratio is 1.5"),
             "hidden": (0.0, "hidden is 0.0"),
             "rounds": (0, "rounds is 0"),
-            "beside": (("token",), r"beside is \['token'\]; known are patches, tokens, covariance"),
+            "beside": (("token",), r"beside is \['token'\]; known are patches, rhythm, tokens"),
             "heads": (7, "width 48 is not a multiple of heads 7"),
         },
     ),

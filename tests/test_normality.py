@@ -8,7 +8,7 @@ import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from ecgad.parts.normality import Bank, Covariance, Gaussian, Patches, Rhythm, draw
+from ecgad.parts.normality import Bank, Gaussian, Patches, Rhythm, draw
 
 
 def beats(intervals: list[int], t: int = 1000) -> Tensor:
@@ -61,26 +61,9 @@ def test_a_gaussian_gives_no_weight_to_what_does_not_vary():
         gaussian.fit(rows[:1])
 
 
-def test_a_gaussian_of_less_rank_takes_the_other_axes_as_alike():
-    rows = (
-        torch.randn(400, 6)
-        * torch.tensor([9.0, 5, 3, 1, 0.5, 0.2])
-        @ torch.linalg.qr(torch.randn(6, 6)).Q
-    )
-    gaussian = Gaussian(6, rank=4)
-    gaussian.fit(rows)
-    z = ((rows - rows.mean(0)) / rows.std(0, correction=0)).double().numpy()
-    values, axes = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(z).covariance_)
-    values[:2] = values[:2].mean()
-    expected = np.sqrt(((z @ axes) ** 2 / values).sum(1))
-    np.testing.assert_allclose(gaussian(rows), expected, rtol=1e-3)
-    assert gaussian.axes.shape == (6, 4)
-
-
-@pytest.mark.parametrize("rank", [None, 6, 60])
-def test_a_gaussian_of_full_rank_is_the_mahalanobis_distance(rank: int | None):
+def test_a_gaussian_is_the_mahalanobis_distance_of_what_is_shrunk():
     rows = torch.randn(300, 6) @ torch.randn(6, 6)
-    gaussian = Gaussian(6, rank)
+    gaussian = Gaussian(6)
     assert gaussian(rows).abs().max() == 0  # before `fit`, nothing is far
     gaussian.fit(rows)
     z = ((rows - rows.mean(0)) / rows.std(0, correction=0)).double().numpy()
@@ -113,21 +96,6 @@ def test_stretches_of_the_bank_are_drawn_from_all_batches():
     assert (rows >= 500).any()
 
 
-def test_a_pooled_covariance_is_that_of_the_pooled_signal():
-    x = torch.randn(3, 2, 41)
-    pooled = x[..., :40].reshape(3, 2, 20, 2).mean(3)
-    one, two = Covariance((2, 41), (1, 3), pool=2), Covariance((2, 20), (1, 3))
-    torch.testing.assert_close(one.features(x), two.features(pooled))
-
-
-def test_swapped_leads_are_far_from_the_covariance_of_normal_ones(ecg):
-    x = torch.from_numpy(ecg(80, seed=0))
-    covariance = Covariance((12, 240), (4, 8))
-    covariance.fit(x[:60].split(7))
-    swapped = x[60:][:, [1, 0, *range(2, 12)]]
-    assert covariance(swapped).min() > covariance(x[60:]).max()
-
-
 def test_a_rhythm_is_the_autocorrelation_of_the_speed_in_pieces():
     x = torch.randn(2, 3, 203)
     rhythm = Rhythm((3, 203), pool=2, piece=30, hop=10, lags=(4, 12))
@@ -140,6 +108,20 @@ def test_a_rhythm_is_the_autocorrelation_of_the_speed_in_pieces():
             for i, lag in enumerate(range(4, 13)):
                 r = sum(piece[t] * piece[t + lag] for t in range(30 - lag)) / (piece**2).sum()
                 assert found[b, p, i] == pytest.approx(r, abs=1e-4)
+
+
+@pytest.mark.parametrize("t", [203, 220, 231])
+def test_a_samples_rhythm_is_the_mean_over_the_pieces_that_hold_it(t: int):
+    rhythm = Rhythm((3, t), pool=2, piece=30, hop=10, lags=(4, 12), size=4)
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, t)
+    rhythm.fit(torch.randn(9, 3, t).split(4))
+    apart, starts = rhythm.bank(rhythm.features(x)), rhythm.pieces[:, 0].tolist()
+    assert starts[-1] == t // 2 - 30  # the last piece ends where the signal does
+    for sample in range(t):
+        place = min(sample // 2, t // 2 - 1)
+        held = [i for i, start in enumerate(starts) if start <= place < start + 30]
+        torch.testing.assert_close(rhythm(x)[:, sample], apart[:, held].mean(1))
 
 
 def test_a_rhythm_does_not_ask_where_a_beat_begins():

@@ -7,8 +7,7 @@ fills in one part of it from the rest does not find strange.
     Bank          rows (.., d) -> squared distance to the nearest of k centres, over d
     Gaussian      rows (b, d) -> Mahalanobis distance, covariance shrunk
     Patches       signals -> Bank of stretches of the signal itself, for each segment of time
-    Covariance    signals -> Gaussian of the leads' covariance at a few lags
-    Rhythm        signals -> Bank of the autocorrelation of the signal's speed, in pieces
+    Rhythm        signals -> Bank of the autocorrelation of the signal's speed, for each sample
 """
 
 from __future__ import annotations
@@ -62,32 +61,22 @@ class Gaussian(nn.Module):
     """Mean and covariance of normal rows (d,), shrunk as Ledoit and Wolf (2004) do.
 
     Features that do not vary over the normals (the variance of a lead scaled to 1) get no weight.
-    With a `rank`, the variance outside the first so many principal axes is taken as alike on all of
-    them (Tipping and Bishop, 1999): a matrix of (d, rank) in the place of (d, d).
     """
 
     centre: Tensor
     weight: Tensor
-    axes: Tensor
-    scale: Tensor
-    rest: Tensor
+    whitening: Tensor
 
-    def __init__(self, width: int, rank: int | None = None) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        rank = min(rank or width, width)
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("weight", torch.zeros(width))  # before `fit`, nothing is far
-        self.register_buffer("axes", torch.zeros(width, rank))
-        self.register_buffer("scale", torch.zeros(rank))  # 1 / deviation along each axis
-        self.register_buffer("rest", torch.zeros(()))  # 1 / deviation beyond them
+        self.register_buffer("whitening", torch.zeros(width, width))
 
     def forward(self, rows: Tensor) -> Tensor:
         """(b, d) -> (b,)"""
         z = (rows - self.centre) * self.weight
-        along = z @ self.axes  # (b, rank)
-        beyond = z - along @ self.axes.T
-        whitened = torch.cat([along * self.scale, beyond * self.rest], dim=1)
-        return whitened.square().sum(1).sqrt()
+        return (z @ self.whitening).square().sum(1).sqrt()
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
@@ -103,14 +92,10 @@ class Gaussian(nn.Module):
         varies = deviation > CONSTANT * centre.abs()
         weight = torch.where(varies, 1 / deviation, 0)
         shrunk = LedoitWolf(assume_centered=True).fit(((rows - centre) * weight).numpy())
-        variances, axes = torch.linalg.eigh(torch.from_numpy(shrunk.covariance_))  # ascending
-        rank, width = len(self.scale), len(variances)
+        variances, axes = torch.linalg.eigh(torch.from_numpy(shrunk.covariance_))
         self.centre.copy_(centre)
         self.weight.copy_(weight)
-        self.axes.copy_(axes[:, width - rank :])
-        self.scale.copy_(variances[width - rank :].rsqrt())
-        if rank < width:
-            self.rest.copy_(variances[: width - rank].mean().rsqrt())
+        self.whitening.copy_(axes * variances.rsqrt())
 
 
 class Patches(nn.Module):
@@ -152,41 +137,12 @@ class Patches(nn.Module):
         self.bank.fit(draw((self.features(x).flatten(0, 1) for x in batches), total, most))
 
 
-class Covariance(nn.Module):
-    """How far the covariance of the leads, at lag 0 and at `lags`, is from normal.
-
-    It sees shape: it changes when leads are swapped, when a wave grows or time runs backwards.
-    Samples are averaged by `pool` before, and lags are in these.
-    """
-
-    def __init__(
-        self, shape: tuple[int, ...], lags: Sequence[int], pool: int = 1, rank: int | None = None
-    ) -> None:
-        super().__init__()
-        channels, _ = _signal(shape, max(lags) * pool)
-        self.lags, self.pool = tuple(lags), pool
-        self.once = [i * channels + j for i in range(channels) for j in range(i, channels)]
-        self.gaussian = Gaussian(len(self.once) + len(lags) * channels**2, rank)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, c, t) -> (b,)"""
-        return self.gaussian(self.features(x))
-
-    def features(self, x: Tensor) -> Tensor:
-        x = x[..., : x.shape[-1] // self.pool * self.pool].unflatten(-1, (-1, self.pool)).mean(-1)
-        later = [lagged_covariance(x, lag) for lag in self.lags]
-        return torch.cat([lagged_covariance(x, 0)[:, self.once], *later], dim=1)
-
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        self.gaussian.fit(torch.cat([self.features(x) for x in batches]))
-
-
 class Rhythm(nn.Module):
     """How unlike normal ones the rhythm is, without asking where a beat begins.
 
     The signal's speed |dx/dt|, summed over leads and averaged over `pool` samples, is cut into
     pieces of `piece`; the autocorrelation of each at `lags` (first, last) is looked up in a bank.
-    All three are in pooled samples.
+    All three are in pooled samples. A sample's distance is the mean over the pieces that hold it.
     """
 
     def __init__(
@@ -196,15 +152,19 @@ class Rhythm(nn.Module):
         super().__init__()
         _, t = _signal(shape, piece * pool)
         self.pool, self.length = pool, t // pool
-        starts = torch.arange(0, self.length - piece + 1, hop)
+        last = self.length - piece
+        starts = torch.arange(0, last + hop, hop).clamp(max=last)  # the last ends at the end
         shifts = torch.arange(lags[0], lags[1] + 1)
+        time = (torch.arange(t) // pool).clamp(max=self.length - 1)
+        holds = ((time >= starts[:, None]) & (time < starts[:, None] + piece)).float()
+        self.register_buffer("share", holds / holds.sum(0), persistent=False)  # (pieces, t)
         self.register_buffer("pieces", starts[:, None] + torch.arange(piece), persistent=False)
         self.register_buffer("shifted", shifts[:, None] + torch.arange(piece), persistent=False)
         self.bank = Bank(size, len(shifts))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, c, t) -> (b,): the mean over pieces."""
-        return self.bank(self.features(x)).mean(1)
+        """(b, c, t) -> (b, t)"""
+        return self.bank(self.features(x)) @ self.get_buffer("share")
 
     def features(self, x: Tensor) -> Tensor:
         """(b, c, t) -> (b, pieces, lags), each 1 where a piece repeats itself exactly."""
@@ -231,7 +191,7 @@ def lagged_covariance(along: Tensor, lag: int) -> Tensor:
 def _signal(shape: tuple[int, ...], needed: int) -> tuple[int, int]:
     if len(shape) != 2 or shape[1] <= needed:
         raise ValueError(
-            f"covariance and rhythm are of signals longer than {needed} samples, not of {shape}: "
+            f"patches and rhythm are of signals longer than {needed} samples, not of {shape}: "
             "leave them out of `beside`"
         )
     return shape[0], shape[1]
