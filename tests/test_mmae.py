@@ -300,6 +300,11 @@ def test_the_tokens_column_is_the_mean_distance_of_visible_tokens_to_their_neare
     torch.testing.assert_close(model(x[:2]).whole[:, 0], torch.stack(found).mean(0))
 
 
+def test_every_bank_holds_something_once_settled(settled):
+    model, _ = settled
+    assert all(b.centres.any() for b in (model.bank, model.patches.bank, model.rhythm.bank))
+
+
 def test_tokens_that_are_remembered_have_no_mean_at_any_position_and_deviation_one(settled):
     model, x = settled
     z = model._standard(model._encoded(x))  # (b, H, seen, d)
