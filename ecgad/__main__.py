@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from ecgad import __version__
-
-if TYPE_CHECKING:
-    from ecgad.train import Progress
 
 OK, NOTHING, USAGE, STOPPED = 0, 1, 2, 130
 WRONG_USE = (ValueError, TypeError, CycloptsError)
@@ -153,7 +150,7 @@ def train(
         root: Folder that holds the benchmark's files.
         name: The model's name; that of the method if absent.
     """
-    from ecgad.evaluate import load_sets, trained
+    from ecgad.evaluate import load_sets, progress_line, trained
     from ecgad.learn import train as learn
     from ecgad.recalibrate import readable
     from ecgad.train import Budget
@@ -176,7 +173,7 @@ def train(
         bundle = learn(
             method, records, seed=seed, settings=chosen, device=device,
             budget=Budget(steps=steps or Budget.steps), checkpoint=checkpoint,
-            report=None if quiet else _training(),
+            report=lambda progress: tell(progress_line(progress)),
         )  # fmt: skip
         bundle.card["id"] = name or method
         bundle.save(out)
@@ -370,12 +367,6 @@ def _shape(like: str) -> tuple[int, ...]:
     if len(sizes) not in (2, 3) or not all(size.isdecimal() and int(size) for size in sizes):
         raise ValueError(f"--like {like}: needed are sizes such as 12x4800 or 3x224x224")
     return tuple(map(int, sizes))
-
-
-def _training() -> Callable[[Progress], None]:
-    from ecgad.evaluate import progress_line
-
-    return lambda progress: _say(progress_line(progress))
 
 
 def _print(*parts: Any) -> None:

@@ -73,7 +73,7 @@ def _mmae(model, x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean over the maskings that hid a segment."""
     out = model.decode(model._encoded(x), model.visible, model.masked).flatten(1, 2)
     rebuilt = (out[:, model.slots] * model.weights[..., None]).sum(2)
-    return normalise(model.tokens.split(x))[0], rebuilt
+    return normalise(model.tokens.split(x)), rebuilt
 
 
 @torch.no_grad()

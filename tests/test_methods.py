@@ -26,12 +26,13 @@ def test_methods_are_listed_without_torch():
 
 
 def test_settings_given_as_text_are_read_by_their_type():
-    text = {"segment": "8, 8", "local": "2 2", "width": "32", "ratio": ".4", "denormalise": "yes",
+    text = {"segment": "8, 8", "local": "2 2", "width": "32", "ratio": ".4",
             "beside": "tokens"}  # fmt: skip
     config = methods.build("mmae", (3, 32, 32), text).config
-    expected = {"segment": (8, 8), "local": (2, 2), "width": 32, "ratio": 0.4, "denormalise": True,
+    expected = {"segment": (8, 8), "local": (2, 2), "width": 32, "ratio": 0.4,
                 "beside": ("tokens",)}  # fmt: skip
     assert {name: getattr(config, name) for name in expected} == expected
+    assert not methods.build("rcae", (1, 80), {"recordwide": "no"}).config.recordwide
 
 
 def test_settings_come_back_from_json_as_they_were():
@@ -42,12 +43,13 @@ def test_settings_come_back_from_json_as_they_were():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"width": "wide"}, {"segment": "4,x"}, {"denormalise": "maybe"}]
+    ("method", "setting"),
+    [("mmae", {"width": "wide"}), ("mmae", {"segment": "4,x"}), ("rcae", {"recordwide": "maybe"})],
 )
-def test_a_value_of_the_wrong_type_is_refused_by_name(setting):
+def test_a_value_of_the_wrong_type_is_refused_by_name(method, setting):
     ((name, _),) = setting.items()
     with pytest.raises(ValueError, match=f"setting {name} is '.*', which is not of type"):
-        methods.build("mmae", (12, 4800), setting)
+        methods.build(method, (12, 4800), setting)
 
 
 def test_unknown_names_are_refused_with_those_there_are():

@@ -69,7 +69,6 @@ class Config:
     decoder_width: int = 64  # of the one decoder block
     mlp_ratio: int = 4  # the standard Transformer block
     local_weight: float = 1.0  # of the local term in the loss: no other weight is published
-    denormalise: bool = False  # True: the map is the error in the input's own unit
     beside: tuple[str, ...] = BESIDE  # the error; () as in the paper
 
     def __post_init__(self) -> None:
@@ -182,11 +181,9 @@ class Model(Detector):
         """The point score of eq. 5, (b, c, *grid), from the record and its encoded tokens."""
         u = self.tokens.split(x)
         out = self.decode(z, self.visible, self.masked)  # (b, H, m, p)
-        target, scale = normalise(u)
+        target = normalise(u)
         error = (out - target[:, self.masked_segment]).square().flatten(1, 2)  # (b, H m, p)
         point = (error[:, self.slots] * self.weights[..., None]).sum(2)  # (b, T, p)
-        if self.config.denormalise:
-            point = point * scale.square()
         return self.tokens.join(point)
 
     def _encoded(self, x: Tensor) -> Tensor:
@@ -265,15 +262,15 @@ class Model(Detector):
         u = self.tokens.split(x)
         z = _take(self.embed(u), place.gather(1, visible)) + self.position[visible]
         out = self.decode(self.encode(z), visible, masked)
-        error = (out - _take(normalise(u)[0], place.gather(1, masked))).square().mean(-1)  # (b, m)
+        error = (out - _take(normalise(u), place.gather(1, masked))).square().mean(-1)  # (b, m)
         global_error, local_error = error.split([hidden_g.shape[1], hidden_l.shape[1]], dim=1)
         return global_error.mean() + c.local_weight * local_error.mean()
 
 
-def normalise(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Each segment to mean 0, variance 1 over all its leads and samples, and the deviations."""
+def normalise(u: Tensor) -> Tensor:
+    """Each segment to mean 0, variance 1 over all its leads and samples."""
     deviation = (u.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()  # 1e-6: a flat segment
-    return (u - u.mean(-1, keepdim=True)) / deviation, deviation
+    return (u - u.mean(-1, keepdim=True)) / deviation
 
 
 def _divisor(n: int, most: int) -> int:
