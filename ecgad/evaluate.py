@@ -49,7 +49,7 @@ FROM_SCRATCH = ("rcae", "fader", "nbs")
 ON_ENCODER = ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
 EIGHT = {"rounds": 8, "hidden": 0.25}  # maskings as in training: five times as dear
 EQUAL = Budget(steps=600, batch=32)  # of every method beside MMAE: 19,200 windows seen
-WITHOUT = {  # the choice that a paper calls decisive, taken back
+WITHOUT = {  # what a method is said to live by, taken back or put out of place
     "uniad-unmasked": ("uniad", {"window": ()}),
     "onenip-unrefined": ("onenip", {"fusion": 1.0}),
     "crr-unmasked": ("crr", {"mask": 0.0}),

@@ -44,7 +44,7 @@ LIMITS = (
     "Each lead is scaled by its own deviation, so voltage alone (low voltage, hypertrophy by "
     "voltage criteria only) is invisible to it.",
     "A change that repeats alike in every beat looks consistent with its own record: only the "
-    "distances from other, normal records see it, and they know stretches of 0.4 s, not leads.",
+    "distances from other, normal records see it, and they name no lead.",
     "Slow rhythm disturbances are judged from ten seconds.",
     "At a site it was not calibrated on the false-alarm rate is not the stated one: recalibrate on "
     "200 to 500 presumed normals of the site.",

@@ -60,9 +60,7 @@ class Config:
     local: tuple[int, ...] = (10,)  # delta, in segments; about one heartbeat
     ratio: float = 0.25  # theta in training: share hidden in both regions; MCF hides 0.3
     rounds: int = 2  # H: maskings a record when it is scored
-    hidden: float = (
-        0.5  # theta in these: each segment once. 8 rounds at 0.25 are five times as dear
-    )
+    hidden: float = 0.5  # theta in these: each segment once; 8 of 0.25 cost five times as much
     width: int = 64  # d of the encoder; with depth 5 it gives 1/18 of MCF's parameters
     depth: int = 5  # encoder blocks
     heads: int = 4  # of encoder and decoder

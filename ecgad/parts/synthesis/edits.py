@@ -124,9 +124,9 @@ def wander(n: int, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def mains(n: int, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
-    """Hum of 50 Hz in one phase, in each lead its own share, (8, n)."""
+    """Hum of 50 Hz in one phase, upside down in some leads, (8, n)."""
     wave = np.sin(2 * np.pi * (50 * np.arange(n) / rate_hz + rng.random()))
-    return rng.choice([-1, 1], (8, 1)) * rng.uniform(0.5, 1, (8, 1)) * wave
+    return rng.choice([-1, 1], (8, 1)) * wave
 
 
 def muscle(n: int, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
