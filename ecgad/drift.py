@@ -98,7 +98,7 @@ def _compare(
     from scipy.stats import ks_2samp
 
     test: Any = ks_2samp(calibration, standing, alternative=alternative, method="asymp")
-    return float(test.statistic), float(test.pvalue)
+    return abs(float(test.statistic)), float(test.pvalue)  # -0.0 is among them
 
 
 def words(drift: Drift | None) -> str:

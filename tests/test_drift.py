@@ -111,3 +111,10 @@ def test_what_is_said_is_what_was_found(changed, said):
     assert said in text
     assert ("--recalibrate" in text) == bool(changed)
     assert " normal" not in text
+
+
+def test_a_distance_of_nothing_has_no_sign():
+    """One-sided, the statistic can be -0.0, which a report would print as `-0.00`."""
+    strange = found(np.repeat([0.503, 1 / (N + 1)], [15, 85]))  # nowhere milder; few to compare
+    assert strange.distance == 0
+    assert not np.signbit(strange.distance)
