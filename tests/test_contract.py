@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
     settings: tuple[dict[str, Any] | None, ...]  # for each of CASES; None: not for such data
     refused: dict[str, tuple[Any, str]]  # settings that cannot be, and what the message says
-    steps: int = 300
+    steps: tuple[int, int, int] = (300, 300, 300)  # for each of CASES: as few as suffice
 
 
 SMALL = {"local": (3,), "width": 48, "decoder_width": 48, "depth": 1, "rounds": 6, "ratio": 0.3,
@@ -76,6 +76,7 @@ TABLE = {
             "head_width": (4, "head_width is 4"),
             "share": (1.0, "share is 1.0"),
         },
+        steps=(200, 300, 150),
     ),
     "dnp": Row(
         (OWN, OWN, OWN | {"encoder": "mmae:4:32:2:4"}),
@@ -85,6 +86,7 @@ TABLE = {
             "mining": (-1.0, "mining is -1.0"),
             "ema": (1.5, "ema is 1.5"),
         },
+        steps=(200, 160, 120),
     ),
     "fader": Row(
         (
@@ -100,7 +102,7 @@ TABLE = {
             "gate_share": (1.0, "gate_share is 1.0"),
             "heads": (5, "width 32 is not a multiple of heads 5"),
         },
-        steps=400,
+        steps=(400, 280, 240),
     ),
     "hetnet": Row(
         (UNLIKE, UNLIKE, UNLIKE | {"encoder": "raw:8", "kernel": 3, "context": 3}),
@@ -113,7 +115,7 @@ TABLE = {
             "components": (0, "components is 0"),
             "shares": ((0.5, 0.6), r"shares are \(0.5, 0.6\)"),
         },
-        steps=240,
+        steps=(140, 140, 240),
     ),
     "knn": Row(
         ({"encoder": "raw:40"}, {"encoder": "raw:40"}, {"encoder": "raw:8"}),
@@ -155,7 +157,7 @@ TABLE = {
             "rounds": (1, "rounds is 1"),
             "entropy": (-1.0, "entropy is -1.0"),
         },
-        steps=160,
+        steps=(160, 120, 100),
     ),
     "onenip": Row(
         (
@@ -171,6 +173,7 @@ TABLE = {
             "fusion": (1.5, "fusion is 1.5"),
             "heads": (5, "width 48 is not a multiple of heads 5"),
         },
+        steps=(300, 200, 160),
     ),
     "otproto": Row(
         (
@@ -197,7 +200,7 @@ TABLE = {
             "ema": (0.0, "ema is 0.0"),
             "damage": (-1.0, "damage -1.0"),
         },
-        steps=160,
+        steps=(160, 160, 160),
     ),
     "pca": Row(
         (LINE, LINE, SQUARE),
@@ -216,6 +219,7 @@ TABLE = {
             "decoder_depth": (0, "decoder_depth is 0"),
             "heads": (5, "width 48 is not a multiple of heads 5"),
         },
+        steps=(300, 240, 160),
     ),
     "rcae": Row(
         (CAE, CAE, CAE | {"kernel": 3, "width": 8}),
@@ -224,7 +228,7 @@ TABLE = {
             "shares": ((0.5, 0.6, 0.1), r"shares are \(0.5, 0.6, 0.1\)"),
             "depth": (0, "depth is 0"),
         },
-        600,
+        steps=(600, 300, 200),
     ),
 }
 
@@ -254,11 +258,18 @@ class Bench:
         return fit(model, self.normals, seed=seed, budget=Budget(steps, 32, 5e-3), **more)
 
 
-@pytest.fixture(scope="module", params=[(m, c) for m in TABLE for c in CASES], ids="-".join)
+BENCHES = [
+    pytest.param((m, c), id=f"{m}-{c}", marks=[pytest.mark.slow] * (c == "1 lead"))
+    for m in TABLE
+    for c in CASES
+]
+
+
+@pytest.fixture(scope="module", params=BENCHES)
 def bench(request, ecg, pictures) -> Bench:
     method, case = request.param
     row = TABLE[method]
-    settings = row.settings[CASES.index(case)]
+    settings, steps = (of[CASES.index(case)] for of in (row.settings, row.steps))
     if settings is None:
         pytest.skip(f"{method} is not for {case}")
     data = {
@@ -271,9 +282,9 @@ def bench(request, ecg, pictures) -> Bench:
     made.untrained = made.build()
     made.model = made.learn(
         made.build(),
-        row.steps,
+        steps,
         report=lambda p: losses.setdefault(p.stage, []).append(p.loss),
-        report_every=max(row.steps // 20, 1),
+        report_every=max(steps // 20, 1),
     )
     return made
 
