@@ -147,27 +147,37 @@ def intervals(
     An interval's score is its mean. Stretches closer than `shortest_s` are one, shorter ones are
     dropped.
     """
-    found = []
     gap = max(round(shortest_s * rate_hz), 1)
-    for name, row in zip(names, relative, strict=True):
-        for start, end in _runs(row > 1, gap):
-            if end - start >= gap:
-                stretch = row[start:end]
-                strength = float((np.nanmean if np.isnan(stretch).any() else np.mean)(stretch))
-                found.append(Interval(name, start / rate_hz, end / rate_hz, strength))
-    return tuple(sorted(found, key=lambda i: (-i.score, i.start_s, i.lead))[:most])
+    row, start, end = _stretches(relative > 1, gap)
+    strength = _means(relative, row, start, end)
+    best = np.lexsort((np.array(names)[row], start, -strength))[:most]
+    places = zip(row[best], start[best] / rate_hz, end[best] / rate_hz, strength[best], strict=True)
+    return tuple(Interval(names[r], float(a), float(b), float(mean)) for r, a, b, mean in places)
 
 
-def _runs(above: np.ndarray, gap: int) -> list[tuple[int, int]]:
-    """[start, end) of the True runs, those fewer than `gap` apart joined."""
-    edges = np.flatnonzero(np.diff(np.r_[False, above, False].astype(np.int8)))
-    runs: list[tuple[int, int]] = []
-    for start, end in edges.reshape(-1, 2):
-        if runs and start - runs[-1][1] < gap:
-            runs[-1] = (runs[-1][0], int(end))
-        else:
-            runs.append((int(start), int(end)))
-    return runs
+def _stretches(above: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, start and end (n,) of the True runs of `above` (m, time) of at least `gap` samples.
+
+    Runs fewer than `gap` apart are joined before.
+    """
+    steps = np.diff(above.view(np.int8), axis=1, prepend=0, append=0)
+    (row, start), end = np.nonzero(steps > 0), np.nonzero(steps < 0)[1]
+    apart = (row[1:] != row[:-1]) | (start[1:] - end[:-1] >= gap)
+    first, last = np.append(True, apart)[: len(row)], np.append(apart, True)[: len(row)]
+    row, start, end = row[first], start[first], end[last]
+    long = end - start >= gap
+    return row[long], start[long], end[long]
+
+
+def _means(map: np.ndarray, row: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """(n,) means of `map` (m, time) from start to end, in float64; nan is left out."""
+    if len(row) == 0:
+        return np.zeros(0)
+    ends = np.stack([start, end], axis=1).ravel() + np.repeat(row, 2) * map.shape[1]
+    known = ~np.isnan(map).ravel()
+    values = np.append(np.where(known, map.ravel(), 0), 0)  # so that the last end is inside
+    total = np.add.reduceat(values, ends, dtype=np.float64)[::2]
+    return total / np.add.reduceat(np.append(known, False), ends, dtype=np.int64)[::2]
 
 
 def _row_means(map: np.ndarray, valid: np.ndarray) -> np.ndarray:

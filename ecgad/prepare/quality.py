@@ -203,9 +203,8 @@ def _einthoven(record: Record, x: np.ndarray, usable: np.ndarray) -> list[str]:
     together = usable[rows].all(axis=0)
     if not len(laws) or np.count_nonzero(together) < record.rate_hz:
         return []
-    limb = (x[rows] if together.all() else x[rows][:, together]).astype(float)
-    limb = limb - limb.mean(axis=1, keepdims=True)  # an offset of its own breaks no law
-    covariance = limb @ limb.T / limb.shape[1]
+    limb = x[rows] if together.all() else x[rows][:, together]
+    covariance = np.cov(limb, bias=True)  # an offset of its own breaks no law
     broken = _rms(laws, covariance)
     if broken <= max(EINTHOVEN_MV, EINTHOVEN_SHARE * float(covariance.trace() / len(rows)) ** 0.5):
         return []
