@@ -74,10 +74,10 @@ def test_mmae_costs_what_the_formula_says(t, segment, more):
 def test_what_stands_beside_mmaes_map_costs_what_its_products_say(t, segment):
     model = Model((12, t), Config(segment=(segment,)))
     tokens = 2 * 50 * 128 * 64  # rounds, visible segments, centres of the bank, width
-    stretches, samples = model.patches.samples.shape
-    patches = stretches * 128 * 12 * samples + stretches * model.tokens.n  # each segment's mean
+    stretches, samples = 97, 12 * 4 * segment // model.patches.pool
+    patches = stretches * 128 * samples + stretches * model.tokens.n  # each segment's mean
     pieces, samples = model.rhythm.pieces.shape
-    shifts = len(model.rhythm.shifted)
+    shifts = model.rhythm.lags[1] - model.rhythm.lags[0] + 1
     rhythm = pieces * shifts * (samples + 128)  # the correlation, then the bank
     rhythm += pieces * t  # each sample's mean
     paper = flops.count(Model(model.shape, Config(segment=(segment,), beside=())))

@@ -307,11 +307,13 @@ def test_tokens_that_are_remembered_have_no_mean_at_any_position_and_deviation_o
 
 def test_times_are_in_segments_of_a_tenth_of_a_second():
     model = Model((12, 1000), Config(segment=(10,)))
-    assert model.patches.samples[:2, :2].tolist() == [[0, 1], [5, 6]]  # 50 Hz, one every 0.1 s
-    assert model.patches.samples.shape == (97, 20)  # 0.4 s
+    ramp = torch.arange(1000.0).expand(1, 12, 1000)
+    stretches = model.patches.features(ramp).unflatten(2, (12, -1))[0, :, 0]
+    assert stretches.shape == (97, 20)  # 0.4 s
+    assert stretches[:2, :2].tolist() == [[0.5, 2.5], [10.5, 12.5]]  # 50 Hz, one every 0.1 s
     assert model.rhythm.pool == 2  # 50 Hz
     assert model.rhythm.pieces.shape == (13, 200)  # 4 s, every 0.5 s
-    assert model.rhythm.shifted[:, 0].tolist() == list(range(15, 126))  # 0.3 .. 2.5 s
+    assert model.rhythm.lags == (15, 125)  # 0.3 .. 2.5 s
     model = Model((12, 4800), Config())
     assert model.patches.pool == 8
     assert Model((1, 780), Config(segment=(13,))).patches.pool == 1  # 13 has no other divisor

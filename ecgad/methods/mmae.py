@@ -38,12 +38,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from ecgad.parts.detector import Detector, Evidence
-from ecgad.parts.layers import Block, initialise, positions
+from ecgad.parts.layers import Block, initialise, pick, positions
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
 from ecgad.parts.normality import Bank, Patches, Rhythm, draw
 from ecgad.parts.tokens import Tokens
@@ -163,16 +164,15 @@ class Model(Detector):
             maps = {name: map / self.get_buffer(f"{name}_level") for name, map in maps.items()}
         columns = [self.bank(self._standard(z)).mean((1, 2)) for _ in self.whole]
         whole = torch.stack(columns, 1) if columns else x.new_zeros(x.shape[0], 0)
-        return Evidence(torch.stack(list(maps.values())).sum(0), whole)
+        return Evidence(reduce(torch.add, maps.values()), whole)
 
     def _maps(self, x: Tensor, z: Tensor) -> dict[str, Tensor]:
-        """The error, and what stands beside it in the map: (b, c, *grid) each."""
+        """The error (b, c, *grid), and what stands beside it alike in all leads: (b, 1, t) each."""
         maps = {"error": self._error(x, z)}
         if "patches" in self.in_map:
-            segments = self.patches(x)[..., None].expand(-1, -1, self.tokens.size)
-            maps["patches"] = self.tokens.join(segments)  # alike in all leads and samples
+            maps["patches"] = self.patches(x).repeat_interleave(self.config.segment[0], 1)[:, None]
         if "rhythm" in self.in_map:
-            maps["rhythm"] = self.rhythm(x)[:, None].expand_as(x)
+            maps["rhythm"] = self.rhythm(x)[:, None]
         return maps
 
     def _error(self, x: Tensor, z: Tensor) -> Tensor:
@@ -180,14 +180,14 @@ class Model(Detector):
         u = self.tokens.split(x)
         out = self.decode(z, self.visible, self.masked)  # (b, H, m, p)
         target = normalise(u)
-        error = (out - target[:, self.masked_segment]).square().flatten(1, 2)  # (b, H m, p)
-        point = (error[:, self.slots] * self.weights[..., None]).sum(2)  # (b, T, p)
+        error = (out - pick(target, 1, self.masked_segment)).square().flatten(1, 2)  # (b, H m, p)
+        point = (pick(error, 1, self.slots) * self.weights[..., None]).sum(2)  # (b, T, p)
         return self.tokens.join(point)
 
     def _encoded(self, x: Tensor) -> Tensor:
         """Visible tokens of each masking after the encoder, (b, H, v, d)."""
         u = self.tokens.split(x)
-        z = self.embed(u)[:, self.visible_segment] + self.position[self.visible]
+        z = pick(self.embed(u), 1, self.visible_segment) + self.position[self.visible]
         return self.encode(z.flatten(0, 1)).unflatten(0, (x.shape[0], -1))
 
     def _standard(self, z: Tensor) -> Tensor:

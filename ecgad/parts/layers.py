@@ -21,10 +21,9 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, n, d = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (_apart(y, self.heads) for y in self.qkv(x).chunk(3, -1))
         y = F.scaled_dot_product_attention(q, k, v)  # (b, heads, n, d / heads)
-        return self.out(y.transpose(1, 2).reshape(b, n, d))
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -43,13 +42,14 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = (self._apart(y) for y in (self.q(q), self.k(k), self.v(v)))
+        q, k, v = (_apart(y, self.heads) for y in (self.q(q), self.k(k), self.v(v)))
         seen = None if mask is None else ~mask
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)  # (b, heads, n, d / heads)
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def _apart(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, heads, n, d / heads)
+
+def _apart(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (b, heads, n, d / heads)
 
 
 class Block(nn.Module):
@@ -105,6 +105,14 @@ def _of_axes(axes: int, *kinds: Callable[..., nn.Module]) -> Callable[..., nn.Mo
     if not 1 <= axes <= len(kinds):
         raise ValueError(f"a convolution over {axes} axes; torch has them over 1, 2 and 3")
     return kinds[axes - 1]
+
+
+def pick(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """`x` where `index` (any shape) points to along `dim`, whose place the axes of `index` take.
+
+    As `x[:, index]` for dim 1, but one Gather in ONNX, where that is a GatherND between transposes.
+    """
+    return x.index_select(dim, index.flatten()).unflatten(dim, tuple(index.shape))
 
 
 def positions(n: int, width: int) -> nn.Parameter:

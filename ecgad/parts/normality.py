@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ecgad.parts.layers import pick
+
 CONSTANT = 1e-4  # a deviation under this share of the mean is rounding, not variation
 
 
@@ -107,20 +109,17 @@ class Patches(nn.Module):
     """
 
     share: Tensor
-    samples: Tensor
 
     def __init__(
         self, shape: tuple[int, ...], segment: int, span: int, pool: int, size: int
     ) -> None:
         super().__init__()
         channels, t = _signal(shape, span * segment)
-        length, hop, n = span * segment // pool, segment // pool, t // segment
-        self.pool, starts = pool, torch.arange(n - span + 1)
-        self.bank = Bank(size, channels * length)
+        hop, n = segment // pool, t // segment
+        self.pool, self.hop, self.span, starts = pool, hop, span, torch.arange(n - span + 1)
+        self.bank = Bank(size, channels * span * hop)
         later = torch.arange(n) - starts[:, None]  # (stretches, segments)
         holds = ((later >= 0) & (later < span)).float()
-        samples = starts[:, None] * hop + torch.arange(length)
-        self.register_buffer("samples", samples, persistent=False)
         self.register_buffer("share", holds / holds.sum(0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,11 +128,13 @@ class Patches(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(b, c, t) -> (b, stretches, c samples)"""
-        pooled = x.unflatten(2, (-1, self.pool)).mean(3)
-        return pooled[:, :, self.samples].transpose(1, 2).flatten(2)
+        segments = x.unflatten(2, (-1, self.hop, self.pool)).mean(4)  # (b, c, segments, hop)
+        last = segments.shape[2] - self.span + 1
+        each = [segments[:, :, i : i + last] for i in range(self.span)]
+        return torch.cat(each, 3).transpose(1, 2).flatten(2)
 
     def fit(self, batches: Sequence[Tensor], most: int = 50_000) -> None:
-        total = sum(map(len, batches)) * len(self.samples)
+        total = sum(map(len, batches)) * len(self.share)
         self.bank.fit(draw((self.features(x).flatten(0, 1) for x in batches), total, most))
 
 
@@ -159,7 +160,7 @@ class Rhythm(nn.Module):
         holds = ((time >= starts[:, None]) & (time < starts[:, None] + piece)).float()
         self.register_buffer("share", holds / holds.sum(0), persistent=False)  # (pieces, t)
         self.register_buffer("pieces", starts[:, None] + torch.arange(piece), persistent=False)
-        self.register_buffer("shifted", shifts[:, None] + torch.arange(piece), persistent=False)
+        self.lags = lags
         self.bank = Bank(size, len(shifts))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,12 +171,23 @@ class Rhythm(nn.Module):
         """(b, c, t) -> (b, pieces, lags), each 1 where a piece repeats itself exactly."""
         speed = torch.cat([x[..., 1:] - x[..., :-1], torch.zeros_like(x[..., :1])], -1).abs().sum(1)
         speed = speed[:, : self.length * self.pool].unflatten(1, (self.length, self.pool)).mean(2)
-        cut = speed[:, self.get_buffer("pieces")]  # (b, pieces, samples)
+        cut = pick(speed, 1, self.get_buffer("pieces"))  # (b, pieces, samples)
         cut = cut - cut.mean(-1, keepdim=True)
-        longer = torch.cat([cut, torch.zeros_like(cut)], -1)
-        shifted = longer[..., self.get_buffer("shifted")]  # (b, pieces, lags, samples)
-        product = (shifted @ cut[..., None]).squeeze(-1)
+        product = (self.shifted(cut) @ cut[..., None]).squeeze(-1)
         return product / (cut.square().sum(-1, keepdim=True) + 1e-6)
+
+    def shifted(self, cut: Tensor) -> Tensor:
+        """(b, pieces, samples), 0 beyond their end, at each lag: (b, pieces, lags, samples).
+
+        Copies laid end to end are cut into rows one sample longer than a copy, so that each row
+        begins one sample later. Far quicker than to index every sample.
+        """
+        first, last = self.lags
+        longer = torch.cat([cut[..., first:], torch.zeros_like(cut[..., :last])], -1)
+        lags, n = last - first + 1, longer.shape[-1]
+        copies = longer[:, :, None].expand(-1, -1, lags + 1, -1).flatten(2)
+        rows = copies[..., : lags * (n + 1)].unflatten(-1, (lags, n + 1))
+        return rows[..., : cut.shape[-1]]
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         self.bank.fit(torch.cat([self.features(x).flatten(0, 1) for x in batches]))
