@@ -15,7 +15,7 @@ from torch import nn
 from ecgad import flops
 from ecgad.export import export_onnx, run_onnx
 from ecgad.parts.detector import Detector, Evidence
-from ecgad.parts.layers import Attention, Block, CrossAttention, initialise, positions
+from ecgad.parts.layers import Attention, Block, CrossAttention, initialise, pick, positions
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
 from ecgad.parts.tokens import Tokens
 
@@ -171,6 +171,13 @@ def test_attention_over_other_tokens_equals_torch_with_the_same_weights(mask):
     reference.out_proj.load_state_dict(mine.out.state_dict())
     q, k, v = torch.randn(2, 4, 12), torch.randn(2, 5, 12), torch.randn(2, 5, 12)
     torch.testing.assert_close(mine(q, k, v, mask), reference(q, k, v, attn_mask=mask)[0])
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_picking_is_indexing_along_one_axis(dim: int):
+    x, index = torch.randn(4, 5, 6), torch.tensor([[3, 0], [1, 1], [2, 3]])
+    found = pick(x, dim, index)
+    assert torch.equal(found, x[(slice(None),) * dim + (index,)])
 
 
 def test_masked_attention_is_the_same_in_onnx_for_any_batch(tmp_path):
