@@ -197,10 +197,8 @@ def _read_signals(header: Header, source: bytes, place: Path, path: Path) -> Rec
     counts = (_plain if _is_plain(header) else _other)(header, files, frames)
     if frames == header.frames:
         remarks += _checksums(header.channels, counts)
-    digest = hashlib.sha256(source)
-    for data in files.values():
-        digest.update(data)
-    return _record(header, counts, path, remarks, digest.hexdigest())
+    sha256 = hashlib.sha256(b"".join([source, *files.values()])).hexdigest()
+    return _record(header, counts, path, remarks, sha256)
 
 
 def _read_segments(header: Header, source: bytes, place: Path, path: Path) -> Record:
