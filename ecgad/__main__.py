@@ -143,7 +143,8 @@ def train(
         data: Folder or list of records taken as normal, or with --data the name of a benchmark.
         out: Folder for the model.
         encoder: What the method stands on, where it has one: a trained model's folder, mmae-12lead,
-            mmae:10 or raw:20 (untrained, of so many samples a token), lite2 for images.
+            mmae:10 or raw:20 (untrained, of so many samples a token), lite2 for images
+            (hetnet: lite0+lite2).
         seed: Of all that is drawn by chance.
         device: cpu or cuda.
         steps: Of the optimiser, all stages together; 2000 if absent. Benchmarks have their own.

@@ -151,6 +151,21 @@ def test_a_collapse_costs_much_more_even_without_the_terms_against_it():
     assert diverse(tokens, one, 0).item() > 5 * diverse(tokens, p, 0).item()
 
 
+@pytest.mark.parametrize(("balance", "used"), [(0.1, [6, 6, 6, 20]), (0.0, [0, 0, 0, 38])])
+def test_balance_undoes_a_collapse_that_would_stay_without_it(balance, used):
+    tokens, axes = crowd([20, 6, 6, 6])
+    away = axes.sum(1, keepdim=True) * torch.tensor([1, -1, -1, -1])[:, None]  # 1 has all tokens
+    draw = torch.Generator().manual_seed(2)
+    p = (away + 0.1 * torch.randn(axes.shape, generator=draw)).requires_grad_()
+    optimiser = torch.optim.Adam([p], 0.05)
+    for _ in range(200):
+        optimiser.zero_grad()
+        diverse(tokens, p, balance).backward()
+        optimiser.step()
+    nearest = F.cosine_similarity(tokens[0][:, None], p[0][None], dim=-1).argmax(1)
+    assert sorted(nearest.bincount(minlength=4).tolist()) == used
+
+
 def test_balance_prices_uneven_soft_shares_and_prototypes_that_overlap():
     tokens, p = crowd([6, 2])
     p = p + torch.tensor([[[0.0], [0.9]]]) * p.flip(1)

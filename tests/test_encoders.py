@@ -34,13 +34,14 @@ def test_raw_tokens_are_the_samples(x):
     assert torch.equal(z[2, 0, 7].reshape(12, 20), x[2, :, 140:160])
 
 
-def test_lite2_gives_what_the_package_gives_at_each_stage():
+@pytest.mark.parametrize(("spec", "last"), [("lite0", (0, 2, 4, 10)), ("lite2", (0, 3, 6, 14))])
+def test_lite_gives_what_the_package_gives_at_each_stage(spec, last):
     package = pytest.importorskip("efficientnet_lite_pytorch")
     picture = torch.rand(2, 3, 64, 64)
-    encoder = encoders.build("lite2", (3, 64, 64))
+    encoder = encoders.build(spec, (3, 64, 64))
     assert isinstance(encoder.network, package.EfficientNet)
     seen = {}
-    for i in (0, 3, 6, 14):
+    for i in last:
         encoder.network._blocks[i].register_forward_hook(lambda m, a, y, i=i: seen.update({i: y}))
     encoder.network.eval().extract_features(picture)
     small = [F.interpolate(y, size=(8, 8), mode="bilinear") for y in seen.values()]

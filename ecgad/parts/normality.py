@@ -6,6 +6,7 @@ fills in one part of it from the rest does not find strange.
 
     Bank          rows (.., d) -> squared distance to the nearest of k centres, over d
     Gaussian      rows (b, d) -> Mahalanobis distance, covariance shrunk
+    Gaussians     cells (b, d, *grid) -> draws like normals', a Gaussian for each kind of them
     Patches       signals -> Bank of stretches of the signal itself, for each segment of time
     Rhythm        signals -> Bank of the autocorrelation of the signal's speed, for each sample
 """
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from ecgad.parts.layers import pick
 
+MOST = 200_000  # cells that `Gaussians` are of
+RIDGE = 0.01  # added to each of their covariances, of the mean variance
 CONSTANT = 1e-4  # a deviation under this share of the mean is rounding, not variation
 
 
@@ -98,6 +101,66 @@ class Gaussian(nn.Module):
         self.centre.copy_(centre)
         self.weight.copy_(weight)
         self.whitening.copy_(axes * variances.rsqrt())
+
+
+class Gaussians(nn.Module):
+    """What kinds of feature normals have, by k-means, and a Gaussian of each (LMGN of HetNet)."""
+
+    count: Tensor
+    mean: Tensor
+    covariance: Tensor
+
+    def __init__(self, kinds: int, width: int, white: bool = False) -> None:
+        super().__init__()
+        self.bank, self.white = Bank(kinds, width), white
+        self.register_buffer("count", torch.zeros(kinds))
+        self.register_buffer("mean", torch.zeros(kinds, width))
+        self.register_buffer("covariance", torch.zeros(kinds, width, width))
+
+    def kind(self, f: Tensor) -> Tensor:
+        """Which kind each cell is of: (b, d, *grid) -> (b, *grid)."""
+        rows = f.movedim(1, -1)
+        centres = self.bank.get_buffer("centres")
+        return torch.cdist(rows.flatten(1, -2), centres).argmin(-1).reshape(rows.shape[:-1])
+
+    @torch.no_grad()
+    def follow(self, f: Tensor) -> None:
+        """Joins the cells of `f` (b, d, *grid) to the moments of their kinds, up to `MOST`."""
+        rows = f.movedim(1, -1).flatten(0, -2)  # (b cells, d)
+        if self.count.sum() == 0:
+            self.bank.fit(rows)
+            self.mean.copy_(self.bank.get_buffer("centres"))
+        if self.count.sum() >= MOST:
+            return
+        kind = self.kind(f).flatten()
+        for k in kind.unique().tolist():
+            mine = rows[kind == k]
+            n, more = self.count[k], len(mine)
+            share = more / (n + more)
+            step = mine.mean(0) - self.mean[k]
+            inside = torch.cov(mine.T, correction=0).reshape(self.covariance[k].shape)
+            self.covariance[k] += share * (inside - self.covariance[k])
+            self.covariance[k] += share * (1 - share) * step.outer(step)
+            self.mean[k] += share * step
+            self.count[k] += more
+
+    def draw(self, f: Tensor, whose: Tensor, strength: float) -> Tensor:
+        """mu + s L xi for each cell, of the kind that record `whose` (b,) has there; as `f`."""
+        kind, roots = self.kind(f)[whose], self.roots()
+        drawn = torch.randn_like(f.movedim(1, -1))  # (b, *grid, d)
+        for k in kind.unique().tolist():
+            here = kind == k
+            drawn[here] = self.mean[k] + strength * drawn[here] @ roots[k].T
+        return drawn.movedim(-1, 1)
+
+    def roots(self) -> Tensor:
+        """L of each kind, (kinds, d, d)."""
+        eye = torch.eye(self.mean.shape[1], device=self.mean.device)
+        variance = self.covariance.diagonal(dim1=1, dim2=2).mean(1)  # (kinds,)
+        if self.white:
+            return variance.sqrt()[:, None, None] * eye
+        level = (self.count * variance).sum() / self.count.sum().clamp(min=1)
+        return torch.linalg.cholesky(self.covariance + (RIDGE * level + 1e-6) * eye)
 
 
 class Patches(nn.Module):

@@ -11,8 +11,7 @@ Both give counts, and one function turns counts into mV. WFDB has defaults for w
 out. Only one is taken: no unit means mV, and the record says so. No rate, no gain, or a unit that
 is not a voltage is a `ReadError`: a signal of unknown size or speed cannot be judged.
 
-Standard: header(5) and signal(5) of the WFDB Applications Guide. The comments of a header may hold
-age, sex and history; they are not kept.
+Standard: header(5), signal(5) of the WFDB Applications Guide. Comments (age, sex) are not kept.
 """
 
 from __future__ import annotations
@@ -197,8 +196,10 @@ def _read_signals(header: Header, source: bytes, place: Path, path: Path) -> Rec
     counts = (_plain if _is_plain(header) else _other)(header, files, frames)
     if frames == header.frames:
         remarks += _checksums(header.channels, counts)
-    sha256 = hashlib.sha256(b"".join([source, *files.values()])).hexdigest()
-    return _record(header, counts, path, remarks, sha256)
+    sha256 = hashlib.sha256(source)
+    for data in files.values():
+        sha256.update(data)
+    return _record(header, counts, path, remarks, sha256.hexdigest())
 
 
 def _read_segments(header: Header, source: bytes, place: Path, path: Path) -> Record:
@@ -241,6 +242,7 @@ def _read_segment(place: Path, frames: int) -> Record:
     return _read_signals(header, source, place, place)
 
 
+@np.errstate(all="ignore")  # a gain near 0 makes infinities, which are not valid
 def _record(
     header: Header, counts: Sequence[np.ndarray], path: Path, remarks: list[str], sha256: str
 ) -> Record:
@@ -270,15 +272,13 @@ def _record(
 
 def _to_mv(counts: np.ndarray, channel: Channel, signal: np.ndarray, valid: np.ndarray) -> None:
     """Fill a row of `signal` with mV, and of `valid` with False where there is no sample."""
-    missing = counts == _INVALID.get(channel.format)
-    with np.errstate(all="ignore"):  # a gain near 0 makes infinities, which are not valid
-        values = np.subtract(counts, float(channel.baseline), dtype=np.float64)
-        values /= channel.gain
-        if missing.any():
-            values[missing] = np.nan
-        if len(values) > len(signal):
-            values = values.reshape(len(signal), -1).mean(1)
-        signal[:] = values
+    values = np.subtract(counts, float(channel.baseline), dtype=np.float64)
+    values /= channel.gain
+    if (missing := counts == _INVALID.get(channel.format)).any():
+        values[missing] = np.nan
+    if len(values) > len(signal):
+        values = values.reshape(len(signal), -1).mean(1)
+    signal[:] = values
     if not np.isfinite(signal, out=valid).all():
         signal[~valid] = 0
 
