@@ -13,6 +13,7 @@ No beat is looked for. A lead is usable when at least half of its samples are.
 
 from __future__ import annotations
 
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -164,7 +165,7 @@ def _swing_in_a_second(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 def _unit_problem(swing: np.ndarray, alive: np.ndarray) -> str | None:
     """What is wrong with the unit, from the leads that are neither flat nor missing if any are."""
     judged = swing[alive] if alive.any() else swing[(swing > 0) & np.isfinite(swing)]
-    if not len(judged) or SWING_MV[0] <= (typical := float(np.median(judged))) <= SWING_MV[1]:
+    if not len(judged) or SWING_MV[0] <= (typical := median(judged.tolist())) <= SWING_MV[1]:
         return None
     guess = "this is not an ECG in mV"
     if SWING_MV[0] <= typical / 1000 <= SWING_MV[1]:
@@ -218,8 +219,8 @@ def _einthoven(record: Record, x: np.ndarray, usable: np.ndarray) -> list[str]:
     if not len(laws) or np.count_nonzero(together) < record.rate_hz:
         return []
     limb = x[rows] if together.all() else x[rows][:, together]
-    centred = limb - limb.mean(axis=1, keepdims=True)  # an offset of its own breaks no law
-    covariance = centred @ centred.T / limb.shape[1]
+    limb -= limb.mean(axis=1, keepdims=True)  # an offset of its own breaks no law
+    covariance = limb @ limb.T / limb.shape[1]
     broken = _rms(laws, covariance)
     if broken <= max(EINTHOVEN_MV, EINTHOVEN_SHARE * float(covariance.trace() / len(rows)) ** 0.5):
         return []
