@@ -8,6 +8,7 @@ from scipy.signal import freqz_sos, resample_poly, sosfiltfilt
 
 from ecgad.prepare.signal import (
     Preparation,
+    Prepared,
     _butterworth,
     _polyphase,
     _scale,
@@ -126,6 +127,19 @@ def test_scaling_by_record_leaves_gain_without_effect_and_by_training_keeps_it()
     )
     in_mv = bandpass(resample(made(), 100.0).signal, by_train)
     np.testing.assert_allclose(prepare(made(), by_train).windows[0], in_mv / 0.5, atol=1e-4)
+
+
+def test_a_record_is_scaled_by_what_is_valid_of_it():
+    signal = np.random.default_rng(0).normal(5, 2, size=(1, 400)).astype(np.float32)
+    valid = np.arange(400)[None] < 300
+    signal[0, 300:] = 70
+    found = _scale(signal, valid, Preparation())[0, :300].astype(np.float64)
+    np.testing.assert_allclose([found.mean(), found.std()], [0, 1], atol=1e-5)
+
+
+def test_a_lead_is_usable_from_half_of_its_samples_on():
+    valid = np.arange(100) < np.array([[49], [50], [100], [0]])
+    assert Prepared(np.zeros(0), np.zeros(0), valid, ()).usable_leads == 2
 
 
 def test_minmax_lays_each_lead_between_its_own_extremes_where_it_is_valid():
