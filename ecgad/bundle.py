@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ import numpy as np
 from ecgad import __version__
 from ecgad.calibrate import Calibration, check_alpha, decide
 from ecgad.export import Run, run_onnx
+from ecgad.hours import in_turn, joined_maps, together
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, Prepared, prepare, stitch
 from ecgad.record import NOT_ASSESSABLE, Quality, Record, Result
@@ -82,9 +83,23 @@ class Bundle:
     def score(self, record: Record, *, alpha: float = 0.05) -> Result:
         """What is strange in `record`; never an exception for what the record holds.
 
-        Raises `ValueError` when `alpha` is not between 0 and 1, or smaller than the smallest
-        p-value that the calibration set can give.
+        One longer than an hour is judged hour by hour, see `ecgad.hours`. Raises `ValueError` when
+        `alpha` is not between 0 and 1, or smaller than the smallest p-value that the calibration
+        set can give.
         """
+        hours = [self._scored(hour, alpha) for hour in record.hours()]
+        if len(hours) == 1:
+            return hours[0]
+        return together(hours, record, joined_maps(hours), self.calibration.p_value)
+
+    def score_hours(self, pieces: Iterable[Record], *, alpha: float = 0.05) -> Result:
+        """`score` of a recording that comes in pieces, as `ecgad.read.read_hours` gives it.
+
+        The result's record then has the samples of one hour only, that of the strongest interval.
+        """
+        return in_turn(pieces, lambda piece: self._scored(piece, alpha), self.calibration.p_value)
+
+    def _scored(self, record: Record, alpha: float) -> Result:
         check_alpha(alpha, min(map(len, self.calibration.groups.values())))
         started = time.perf_counter()
         assessment = assess(record)

@@ -6,7 +6,10 @@ Record. Neither holds a name, a birth date or any other identity of a patient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 LIMB = ("I", "II", "III", "aVR", "aVL", "aVF")
 LEADS = (*LIMB, "V1", "V2", "V3", "V4", "V5", "V6")  # the order of the standard 12-lead page
+
+HOUR_S = 3600.0  # what is longer is read and judged in pieces of at most this
 
 FLAGGED, NOT_FLAGGED, NOT_ASSESSABLE = "flagged", "not flagged", "not assessable"
 
@@ -30,6 +35,20 @@ def canonical(name: str) -> str:
     """
     key = name.strip().upper().removeprefix("LEAD").strip(" _-")
     return _CANONICAL.get(key, name.strip())
+
+
+def stretches(samples: int, rate_hz: float) -> list[tuple[int, int]]:
+    """Pieces of like length, an hour at most (or a second more), cut at whole seconds.
+
+    The first sample of each, and the one after its last.
+
+    >>> stretches(2 * 5401, 2.0)
+    [(0, 5402), (5402, 10802)]
+    """
+    seconds = samples / rate_hz
+    count = max(math.ceil((seconds - 1) / HOUR_S), 1)
+    cuts = [round(math.ceil(i * seconds / count) * rate_hz) for i in range(1, count)]
+    return list(pairwise([0, *cuts, samples]))
 
 
 class ReadError(ValueError):
@@ -72,6 +91,16 @@ class Record:
     @property
     def duration_s(self) -> float:
         return self.signal.shape[1] / self.rate_hz
+
+    def hours(self) -> Iterator[Record]:
+        """Its `stretches`, one after the other; the record itself when it is not so long."""
+        found = stretches(self.signal.shape[1], self.rate_hz)
+        if len(found) == 1:
+            yield self
+            return
+        for first, last in found:
+            here = slice(first, last)
+            yield replace(self, signal=self.signal[:, here], valid=self.valid[:, here])
 
     def __repr__(self) -> str:
         return (

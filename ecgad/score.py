@@ -18,6 +18,7 @@ import numpy as np
 
 from ecgad.record import Interval
 
+MOST = 20  # intervals that are told of a record
 TOP_SHARE = 0.05  # of the places that can be judged: half a second in ten
 
 
@@ -140,7 +141,7 @@ def intervals(
     rate_hz: float,
     *,
     shortest_s: float = 0.08,
-    most: int = 20,
+    most: int = MOST,
 ) -> tuple[Interval, ...]:
     """Stretches of a signal's `relative` map (m, time) above 1, at most `most`, strongest first.
 

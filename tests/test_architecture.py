@@ -19,6 +19,7 @@ LAYERS = [  # a module imports from earlier rows, never from its own or a later 
     {"read", "prepare", "methods"},
     {"benchmarks"},
     {"score", "calibrate", "drift", "train", "flops", "metrics", "ranges", "export"},
+    {"hours"},
     {"bundle"},
     {"recalibrate"},
     {"learn", "tabulate"},

@@ -70,7 +70,7 @@ class Prepared:
     @cached_property
     def usable_leads(self) -> int:
         """Leads of which at least half can be judged."""
-        return sum(2 * np.count_nonzero(lead) >= len(lead) for lead in self.valid)
+        return sum(2 * int(np.count_nonzero(lead)) >= len(lead) for lead in self.valid)
 
 
 def derive(record: Record) -> Record:
@@ -139,7 +139,7 @@ def _polyphase_matrix(up: int, down: int) -> tuple[np.ndarray, int, int]:
     from scipy.signal import firwin
 
     half = 10 * max(up, down)
-    taps = up * firwin(2 * half + 1, 1 / max(up, down), window=("kaiser", 5.0))
+    taps = up * firwin(2 * half + 1, 1 / max(up, down), window=("kaiser", 5.0))  # type: ignore
     periods, before = -(-20 // up), half // up
     sample = np.arange(periods * down + 2 * before)[:, None] - before
     tap = half + np.arange(periods * up) * down - sample * up

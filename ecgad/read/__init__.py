@@ -1,6 +1,7 @@
 """READ: file -> Record. One file per format; what a file is, its content decides.
 
 read(path)              one Record, in mV, with its rate, its leads and where it came from
+read_hours(path)        the same in pieces of an hour, so that a day fits into memory
 find(paths)             the record files below folders and in lists, each record once
 read_annotations(path)  marks beside a record
 """
@@ -15,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from ecgad.read import wfdb
+from ecgad.read.wfdb_header import mentioned, parse_header
 from ecgad.record import NotMine, ReadError, Record
 
-__all__ = ["FORMATS", "Annotations", "find", "read", "read_annotations"]
+__all__ = ["FORMATS", "Annotations", "find", "read", "read_annotations", "read_hours"]
 
 FORMATS = "WFDB (a .hea with its .dat or .mat)"
 _READERS = (wfdb.read,)
@@ -43,6 +45,21 @@ def read(path: str | Path) -> Record:
     raise ReadError(f"{path}: {_what_came(path, reasons)}")
 
 
+def read_hours(path: str | Path) -> Iterator[Record]:
+    """What `read` gives, in the pieces of `Record.hours`: one, unless the recording is long.
+
+    A long recording in one file of format 16 is read piece by piece; of others only the pieces are
+    small. Raises, at the first piece, what `read` raises.
+    """
+    path = Path(path)
+    try:
+        yield from wfdb.read_hours(path)
+    except NotMine:
+        yield from read(path).hours()
+    except OSError as error:
+        raise ReadError(f"{path}: cannot be opened: {error.strerror}") from error
+
+
 @dataclass(frozen=True, eq=False)
 class Annotations:
     """Marks that people or programs put on a record, in time order."""
@@ -61,7 +78,7 @@ def read_annotations(path: str | Path, extension: str = "atr") -> Annotations:
     place = header.with_suffix(f".{extension}")
     if not header.is_file() or not place.is_file():
         raise ReadError(f"{path}: there is no {place.name} beside a header {place.stem}.hea")
-    rate_hz = wfdb.parse_header(header.read_bytes()).rate_hz
+    rate_hz = parse_header(header.read_bytes()).rate_hz
     try:
         found = wfdb.library("rdann", str(place.with_suffix("")), extension)
     except Exception as error:
@@ -125,7 +142,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _mentioned(header: Path) -> set[str]:
     try:
-        return wfdb.mentioned(header.read_bytes())
+        return mentioned(header.read_bytes())
     except OSError:  # `read` will say so
         return set()
 

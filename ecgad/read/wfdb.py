@@ -1,8 +1,6 @@
 """WFDB: a text header (.hea) beside its signal files (.dat, .mat), as PhysioNet keeps them.
 
-The header is parsed here, because `wfdb` misreads or refuses some that are common and clear (the
-CinC challenges put a date where a time is expected) and fills in what is missing without a word.
-Then there are two ways to the samples:
+There are two ways to the samples:
 
     plain   one file, format 16, one sample a frame, no skew: numpy, some ten times faster
     other   212, 8, 24, 32, 80, FLAC, several files, skew ...: `wfdb.rdrecord`, on a clean copy
@@ -11,7 +9,7 @@ Both give counts, and one function turns counts into mV. WFDB has defaults for w
 out. Only one is taken: no unit means mV, and the record says so. No rate, no gain, or a unit that
 is not a voltage is a `ReadError`: a signal of unknown size or speed cannot be judged.
 
-Standard: header(5), signal(5) of the WFDB Applications Guide. Comments (age, sex) are not kept.
+Standard: signal(5) of the WFDB Applications Guide.
 """
 
 from __future__ import annotations
@@ -19,59 +17,28 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-import re
 import tempfile
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ecgad.record import LEADS, NotMine, ReadError, Record, canonical
+from ecgad.read.wfdb_header import BYTES, Channel, Header, mentioned, parse_header
+from ecgad.record import LEADS, NotMine, ReadError, Record, canonical, stretches
 
 _MV = {"mv": 1.0, "uv": 1e-3, "µv".casefold(): 1e-3, "nv": 1e-6, "v": 1e3}
 _MV |= {"millivolt": 1.0, "millivolts": 1.0, "microvolt": 1e-3, "microvolts": 1e-3}
 
-# Bytes a sample takes, and the count that means "no sample here" (signal(5)).
-_BYTES = {"8": 1, "16": 2, "24": 3, "32": 4, "61": 2, "80": 1, "160": 2, "212": 1.5}
-_BYTES |= {"310": 4 / 3, "311": 4 / 3}
+BLOCK = 2**16  # frames that are summed at a time
+
+# The count that means "no sample here" (signal(5)).
 _INVALID = {"16": -(2**15), "61": -(2**15), "160": -(2**15), "212": -(2**11), "24": -(2**23)}
 _INVALID |= {"32": -(2**31), "80": -(2**7), "310": -(2**9), "311": -(2**9)}
 _INVALID |= {"508": -(2**7), "516": -(2**15), "524": -(2**23)}
-_FORMATS = {*_BYTES, "508", "516", "524"}  # the last three are FLAC
-
-_SIGNAL = re.compile(r"(\S+)\s+(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?(?:\s+(.*))?$")
-_GAIN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\(([-+]?\d+)\))?(?:/(\S+))?$")
-_LINE = "a record line (name, signals, rate, samples: 100 12 500 5000)"
-_RATE = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-
-
-class Channel(NamedTuple):
-    """One signal line of a header."""
-
-    file: str
-    format: str
-    per_frame: int  # samples in each frame
-    skew: int  # frames
-    offset: int  # bytes before the first sample
-    gain: float  # counts a unit; 0 where the header states none
-    baseline: int  # the count at 0 units
-    unit: str  # "" where the header states none
-    first: int  # the first count
-    checksum: int | None  # 16-bit sum of all counts
-    name: str
-
-
-@dataclass(frozen=True)
-class Header:
-    name: str
-    rate_hz: float  # frames a second
-    frames: int | None  # None where the header states none
-    channels: tuple[Channel, ...]
-    segments: tuple[tuple[str, int], ...]  # names and frames; none for an ordinary record
 
 
 def read(path: Path) -> Record:
@@ -84,6 +51,20 @@ def read(path: Path) -> Record:
         source = place.read_bytes()
         header = parse_header(source)
         return (_read_segments if header.segments else _read_signals)(header, source, place, path)
+    except (ValueError, OverflowError) as error:
+        raise ReadError(f"{path}: {error}") from error
+
+
+def read_hours(path: Path) -> Iterator[Record]:
+    """As `read`, in the pieces of `Record.hours`; in the plain format one of them at a time."""
+    place = header_of(path)
+    try:
+        source = place.read_bytes()
+        header = parse_header(source)
+        if not header.segments and _is_plain(header):
+            yield from _plain_hours(header, source, place, path)
+        else:
+            yield from read(path).hours()
     except (ValueError, OverflowError) as error:
         raise ReadError(f"{path}: {error}") from error
 
@@ -103,93 +84,6 @@ def header_of(path: Path) -> Path:
     return place
 
 
-def mentioned(source: bytes) -> set[str]:
-    """The signal files that a header names, or the headers of its segments. Never raises."""
-    words = [line.split() for _, line in _lines(source)]
-    if not words:
-        return set()
-    ending = ".hea" if "/" in words[0][0] else ""
-    return {word[0] + ending for word in words[1:]}
-
-
-def parse_header(source: bytes) -> Header:
-    """The content of a .hea file, without its comments. Raises `ReadError` naming the line."""
-    if b"\0" in source:
-        raise ReadError("the header is not text; a WFDB header is")
-    lines = _lines(source)
-    if not lines:
-        raise ReadError(f"the header is empty ({len(source)} bytes); at least {_LINE} is needed")
-    name, segments, signals, rate_hz, frames = _record_line(*lines[0])
-    if len(lines) - 1 != (segments or signals):
-        what = "segments" if segments else "signals"
-        raise ReadError(f"{segments or signals} {what} announced, {len(lines) - 1} lines for them")
-    if segments:
-        return Header(name, rate_hz, frames, (), tuple(_segment_line(*x) for x in lines[1:]))
-    channels = tuple(_signal_line(*line, i) for i, line in enumerate(lines[1:], 1))
-    return Header(name, rate_hz, frames, channels, ())
-
-
-def _lines(source: bytes) -> list[tuple[int, str]]:
-    """Lines that are neither blank nor comment, with their numbers."""
-    try:
-        text = source.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = source.decode("latin-1")
-    stripped = ((i, line.strip()) for i, line in enumerate(text.splitlines(), 1))
-    return [(i, line) for i, line in stripped if line and line[0] != "#"]
-
-
-def _record_line(number: int, line: str) -> tuple[str, int, int, float, int | None]:
-    words = line.split()
-    name, _, segments = words[0].partition("/")
-    if len(words) < 2 or not (words[1] + segments).isdecimal():
-        raise _fault(number, line, f"is not {_LINE}")
-    if int(words[1]) == 0:
-        raise _fault(number, line, "says that there are 0 signals; at least 1 is needed")
-    rate = _RATE.match(words[2]) if len(words) > 2 else None
-    if rate is None or not 0 < float(rate[0]) < math.inf:
-        raise _fault(number, line, "states no sampling rate; it is the third word, in Hz")
-    frames = int(words[3]) if len(words) > 3 and words[3].isdecimal() else 0
-    return name, int(segments or 0), int(words[1]), float(rate[0]), frames or None
-
-
-def _signal_line(number: int, line: str, index: int) -> Channel:
-    found = _SIGNAL.match(line)
-    if found is None or found[2] not in _FORMATS:
-        raise _fault(number, line, "is no signal line: file, format (16, 212 ...), gain ...")
-    words = (found[6] or "").split(None, 6)  # gain, resolution, zero, first, checksum, block, name
-    gain = _GAIN.match(words[0] if words else "0")
-    if gain is None:
-        raise _fault(number, line, f"has {words[0]!r} for a gain, such as 1000(0)/mV")
-    if not all(word.lstrip("-").isdecimal() for word in words[1:6]):
-        raise _fault(number, line, "has a word where a number is expected")
-    _, zero, first, checksum = ([int(word) for word in words[1:6]] + [None] * 4)[:4]
-    return Channel(
-        file=found[1],
-        format=found[2],
-        per_frame=int(found[3] or 1) or 1,
-        skew=int(found[4] or 0),
-        offset=int(found[5] or 0),
-        gain=float(gain[1]),
-        baseline=int(gain[2] or zero or 0),
-        unit=gain[3] or "",
-        first=(zero or 0) if first is None else first,
-        checksum=checksum,
-        name=words[6] if len(words) > 6 else f"channel {index}",
-    )
-
-
-def _segment_line(number: int, line: str) -> tuple[str, int]:
-    words = line.split()
-    if len(words) < 2 or not words[1].isdecimal():
-        raise _fault(number, line, "is no segment line: name, number of samples")
-    return words[0], int(words[1])
-
-
-def _fault(number: int, line: str, reason: str) -> ReadError:
-    return ReadError(f"header line {number} {line[:80]!r} {reason}")
-
-
 def _read_signals(header: Header, source: bytes, place: Path, path: Path) -> Record:
     files = {name: _bytes_of(place.parent / name) for name in {c.file: 0 for c in header.channels}}
     frames, remarks = _frames(header, files)
@@ -200,6 +94,38 @@ def _read_signals(header: Header, source: bytes, place: Path, path: Path) -> Rec
     for data in files.values():
         sha256.update(data)
     return _record(header, counts, path, remarks, sha256.hexdigest())
+
+
+def _plain_hours(header: Header, source: bytes, place: Path, path: Path) -> Iterator[Record]:
+    n, first = len(header.channels), header.channels[0]
+    file = place.parent / first.file
+    size = file.stat().st_size if file.is_file() else 0
+    if len(stretches(size // (2 * n), header.rate_hz)) == 1:
+        yield _read_signals(header, source, place, path)
+        return
+    frames, remarks = _frames(header, {first.file: range(size)})  # only its length counts
+    sha256, sums = _summed(file, source, first.offset, n, frames)
+    if frames == header.frames:
+        remarks += _checksums(header.channels, sums)
+    for begin, end in stretches(frames, header.rate_hz):
+        counts = np.fromfile(file, "<i2", n * (end - begin), offset=first.offset + 2 * n * begin)
+        leads = list(np.ascontiguousarray(counts.reshape(-1, n).T))
+        yield _record(header, leads, path, remarks, sha256)
+
+
+def _summed(
+    file: Path, source: bytes, offset: int, n: int, frames: int
+) -> tuple[str, Sequence[np.ndarray]]:
+    """SHA-256 of header and signal file, and the sum of each channel's first `frames` counts."""
+    digest, sums, left = hashlib.sha256(source), np.zeros((n, 1), np.int64), frames
+    with file.open("rb") as signal:
+        digest.update(signal.read(offset))
+        while block := signal.read(2 * n * BLOCK):
+            digest.update(block)
+            counts = np.frombuffer(block[: len(block) // (2 * n) * (2 * n)], "<i2").reshape(-1, n)
+            sums[:, 0] += counts[:left].sum(axis=0, dtype=np.int64)
+            left -= len(counts[:left])
+    return digest.hexdigest(), list(sums)
 
 
 def _read_segments(header: Header, source: bytes, place: Path, path: Path) -> Record:
@@ -297,7 +223,7 @@ def _bytes_of(place: Path) -> bytes:
         raise ReadError(f"the file {place.name!r} that its header names is not there") from None
 
 
-def _frames(header: Header, files: dict[str, bytes]) -> tuple[int, list[str]]:
+def _frames(header: Header, files: Mapping[str, Sized]) -> tuple[int, list[str]]:
     """How many frames can be read, and a warning when the header says another number."""
     there = min(_frames_in(header, name, data) for name, data in files.items())
     stated = header.frames
@@ -312,9 +238,9 @@ def _frames(header: Header, files: dict[str, bytes]) -> tuple[int, list[str]]:
     return stated, [f"the file holds {there - stated} samples more than the {stated} of its header"]
 
 
-def _frames_in(header: Header, name: str, data: bytes) -> float:
+def _frames_in(header: Header, name: str, data: Sized) -> float:
     channels = [c for c in header.channels if c.file == name]
-    size = _BYTES.get(channels[0].format)
+    size = BYTES.get(channels[0].format)
     if size is None:
         return math.inf if data else 0
     samples = math.floor((len(data) - channels[0].offset) / size + 1e-9)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from ecgad.bundle import Bundle, load
 from ecgad.calibrate import check_alpha
-from ecgad.read import FORMATS, find, read
+from ecgad.read import FORMATS, find, read_hours
 from ecgad.record import ReadError, Result
 from ecgad.screen import folder, site
 from ecgad.screen.merge import merge
@@ -129,7 +129,7 @@ def take_shard(places: list[Path], shard: str | None) -> list[Path]:
 def score_file(path: str, bundle: Bundle, alpha: float) -> tuple[Row, Result | None]:
     """The row of one file, and its result unless the row is that of a failure. Never raises."""
     try:
-        result = bundle.score(read(path), alpha=alpha)
+        result = bundle.score_hours(read_hours(path), alpha=alpha)
         return result_row(result, path), result
     except ReadError as error:
         return failed_row(path, str(error), bundle), None

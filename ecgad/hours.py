@@ -1,0 +1,134 @@
+"""A long recording: judged an hour at a time, and what the hours gave put together.
+
+In a day electrodes come off and a patient turns over, so each hour is graded, scaled and scored by
+itself; and of a recording that comes in pieces, no more than two of them are in memory.
+
+    quality               worst where any hour has a doubt; each reason with its hours
+    score, lead scores    means over the hours that could be judged, by their lengths
+    p-value               of that score, among records with as many leads as most hours had
+    intervals             the strongest of all hours, in seconds from the start of the recording
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+
+from ecgad.calibrate import decide
+from ecgad.record import Interval, Quality, Record, Result
+from ecgad.score import MOST
+
+PValue = Callable[[float, str], float | None]  # of a score, in a group of the calibration
+
+
+def together(hours: Sequence[Result], record: Record, map: np.ndarray, p_value: PValue) -> Result:
+    """What the results of `record.hours()` say of it. `map` (m, time) is that of the result."""
+    seconds, quality = sum(hour.seconds for hour in hours), _quality(hours)
+    if not (judged := [hour for hour in hours if hour.p_value is not None]):
+        return replace(hours[0], record=record, quality=quality, seconds=seconds)
+    value = _mean([(hour.score, hour) for hour in judged])
+    group = Counter(hour.p_group for hour in judged).most_common(1)[0][0]
+    p = p_value(value, group)
+    leads = {lead: 0 for hour in judged for lead in hour.lead_scores}
+    by_lead = {k: [(h.lead_scores[k], h) for h in judged if k in h.lead_scores] for k in leads}
+    return replace(
+        judged[0],
+        record=record,
+        score=value,
+        p_value=p,
+        p_group=group,
+        decision=decide(p, judged[0].alpha),
+        quality=quality,
+        lead_scores={lead: _mean(scores) for lead, scores in by_lead.items()},
+        intervals=_intervals(hours),
+        map=map,
+        seconds=seconds,
+    )
+
+
+def joined_maps(hours: Sequence[Result]) -> np.ndarray:
+    """(m, time) of all hours, nan where one could not be judged."""
+    rows = max(len(hour.map) for hour in hours)
+    lengths = [round(hour.record.duration_s * hour.map_rate_hz) for hour in hours]
+    unknown = [np.full((rows, length), np.nan, np.float32) for length in lengths]
+    pairs = zip(hours, unknown, strict=True)
+    return np.concatenate([hour.map if hour.map.size else nan for hour, nan in pairs], axis=1)
+
+
+def in_turn(pieces: Iterable[Record], judge: Callable[[Record], Result], p_value: PValue) -> Result:
+    """`together` of pieces that are forgotten once judged.
+
+    The result's record has samples, and its map values, in the hour of the strongest interval only;
+    elsewhere they are 0, which takes no memory.
+    """
+    hours, at = list[Result](), 0
+    for piece in pieces:
+        hours.append(judge(piece))
+        if len(hours) > 1:
+            at = max(range(len(hours)), key=lambda i: _strongest(hours[i]))
+            hours = [hour if i == at else _forgotten(hour) for i, hour in enumerate(hours)]
+    if len(hours) == 1:
+        return hours[0]
+    record, samples = hours[at].record, [hour.record.signal.shape[1] for hour in hours]
+    first, total, ratio = sum(samples[:at]), sum(samples), hours[at].map_rate_hz / record.rate_hz
+    map = _among(hours[at].map, round(first * ratio), round(total * ratio))
+    signal, valid = (_among(a, first, total) for a in (record.signal, record.valid))
+    return together(hours, replace(record, signal=signal, valid=valid), map, p_value)
+
+
+def _among(part: np.ndarray, begins: int, length: int) -> np.ndarray:
+    """`part` (rows, time) from `begins` on in zeros of `length`, whose memory is never touched."""
+    whole = np.zeros((len(part), length), part.dtype)
+    here = whole[:, begins : begins + part.shape[1]]
+    here[:] = part[:, : here.shape[1]]
+    return whole
+
+
+def _forgotten(hour: Result) -> Result:
+    """Without samples and map; the record keeps its length."""
+    shape = hour.record.signal.shape
+    signal, valid = (np.broadcast_to(kind(0), shape) for kind in (np.float32, np.bool_))
+    record = replace(hour.record, signal=signal, valid=valid)
+    return replace(hour, record=record, map=np.zeros((len(hour.map), 0), np.float32))
+
+
+def _strongest(hour: Result) -> float:
+    return hour.intervals[0].score if hour.intervals else 0.0
+
+
+def _mean(scores: Sequence[tuple[float, Result]]) -> float:
+    """Of numbers with the hours that they are of, by the lengths of these."""
+    values, hours = zip(*scores, strict=True)
+    return float(np.average(values, weights=[hour.record.duration_s for hour in hours]))
+
+
+def _intervals(hours: Sequence[Result]) -> tuple[Interval, ...]:
+    begin = accumulate((hour.record.duration_s for hour in hours), initial=0.0)
+    moved = [
+        Interval(lead, start + at, end + at, score)
+        for at, hour in zip(begin, hours, strict=False)
+        for lead, start, end, score in hour.intervals
+    ]
+    return tuple(sorted(moved, key=lambda found: -found.score)[:MOST])
+
+
+def _quality(hours: Sequence[Result]) -> Quality:
+    grades = {hour.quality.grade for hour in hours}
+    grade = grades.pop() if len(grades) == 1 else "limited"
+    said: dict[str, list[int]] = {}
+    for number, hour in enumerate(hours, 1):
+        for reason in hour.quality.reasons:
+            said.setdefault(reason, []).append(number)
+    return Quality(grade, tuple(_when(k, v, len(hours)) for k, v in said.items()))
+
+
+def _when(reason: str, numbers: list[int], hours: int) -> str:
+    """`reason`, and which of the hours it holds for unless it does for all."""
+    if len(numbers) == hours:
+        return reason
+    listed = ", ".join(map(str, numbers))
+    return f"{reason} (hour{'s' if len(numbers) > 1 else ''} {listed} of {hours})"
