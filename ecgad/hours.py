@@ -1,7 +1,7 @@
 """A long recording: judged an hour at a time, and what the hours gave put together.
 
 In a day electrodes come off and a patient turns over, so each hour is graded, scaled and scored by
-itself; and of a recording that comes in pieces, no more than two of them are in memory.
+itself; and of a recording that comes in pieces, no more than five of them are in memory.
 
     quality               worst where any hour has a doubt; each reason with its hours
     score, lead scores    means over the hours that could be judged, by their lengths
@@ -62,29 +62,40 @@ def joined_maps(hours: Sequence[Result]) -> np.ndarray:
 def in_turn(pieces: Iterable[Record], judge: Callable[[Record], Result], p_value: PValue) -> Result:
     """`together` of pieces that are forgotten once judged.
 
-    The result's record has samples, and its map values, in the hour of the strongest interval only;
-    elsewhere they are 0, which takes no memory.
+    The result's record has samples, and its map values, in the hour of the strongest interval and
+    in its neighbours only; elsewhere they are 0, which takes no memory.
     """
     hours, at = list[Result](), 0
     for piece in pieces:
         hours.append(judge(piece))
-        if len(hours) > 1:
-            at = max(range(len(hours)), key=lambda i: _strongest(hours[i]))
-            hours = [hour if i == at else _forgotten(hour) for i, hour in enumerate(hours)]
+        at = max(range(len(hours)), key=lambda i: _strongest(hours[i]))
+        for i in set(range(len(hours) - 1)) - set(_near(at, len(hours))):
+            hours[i] = _forgotten(hours[i])
     if len(hours) == 1:
         return hours[0]
-    record, samples = hours[at].record, [hour.record.signal.shape[1] for hour in hours]
-    first, total, ratio = sum(samples[:at]), sum(samples), hours[at].map_rate_hz / record.rate_hz
-    map = _among(hours[at].map, round(first * ratio), round(total * ratio))
-    signal, valid = (_among(a, first, total) for a in (record.signal, record.valid))
+    near, record = _near(at, len(hours)), hours[at].record
+    samples = [hour.record.signal.shape[1] for hour in hours]
+    first, total = sum(samples[: near[0]]), sum(samples)
+    ratio = hours[at].map_rate_hz / record.rate_hz
+    kept = [hours[i] for i in near]
+    map = _among([joined_maps(kept)], round(first * ratio), round(total * ratio))
+    signal = _among([hour.record.signal for hour in kept], first, total)
+    valid = _among([hour.record.valid for hour in kept], first, total)
     return together(hours, replace(record, signal=signal, valid=valid), map, p_value)
 
 
-def _among(part: np.ndarray, begins: int, length: int) -> np.ndarray:
-    """`part` (rows, time) from `begins` on in zeros of `length`, whose memory is never touched."""
-    whole = np.zeros((len(part), length), part.dtype)
-    here = whole[:, begins : begins + part.shape[1]]
-    here[:] = part[:, : here.shape[1]]
+def _near(at: int, hours: int) -> range:
+    """A page about the strongest interval may show a little of the hour before or after."""
+    return range(max(at - 1, 0), min(at + 2, hours))
+
+
+def _among(parts: Sequence[np.ndarray], begins: int, length: int) -> np.ndarray:
+    """`parts` (rows, time), from `begins` on, in zeros whose memory is never touched."""
+    whole = np.zeros((len(parts[0]), length), parts[0].dtype)
+    for part in parts:
+        here = whole[:, begins : begins + part.shape[1]]
+        here[:] = part[:, : here.shape[1]]
+        begins += part.shape[1]
     return whole
 
 
