@@ -41,12 +41,14 @@ def long_record(ecg: Ecg, seconds: int = 95) -> Record:
 
 
 def written(folder: Path, record: Record, **header: int) -> Path:
-    """As plain WFDB of 1000 counts a mV; `header` may state other `frames` and a `checksum`."""
+    """As plain WFDB of 1000 counts a mV; `header` may state other `frames`, and a wrong `checksum`."""
     counts = np.round(1000 * record.signal).astype("<i2")
     counts[0, 700:800] = -(2**15)  # no sample
-    frames, checksum = header.get("frames", counts.shape[1]), header.get("checksum", 0)
+    frames = header.get("frames", counts.shape[1])
+    sums = counts[:, :frames].sum(axis=1, dtype=int) % 65536 + header.get("checksum", 0)
+    named = zip(sums, record.leads, strict=True)
     lines = [f"long {len(counts)} {record.rate_hz:g} {frames}"]
-    lines += [f"long.dat 16+8 1000(0)/mV 16 0 0 {checksum} 0 {lead}" for lead in record.leads]
+    lines += [f"long.dat 16+8 1000(0)/mV 16 0 0 {total} 0 {lead}" for total, lead in named]
     (folder / "long.dat").write_bytes(bytes(8) + counts.T.tobytes())
     (folder / "long.hea").write_text("\n".join(lines) + "\n")
     return folder / "long.hea"
@@ -73,6 +75,7 @@ def test_pieces_are_alike_at_most_an_hour_and_cut_at_whole_seconds(rate_hz, seco
 def test_pieces_of_a_file_are_the_file(hour, ecg, tmp_path, monkeypatch, header):
     path = written(tmp_path, long_record(ecg), **header)
     whole = read(path)
+    assert len(whole.warnings) == len(header)
     if whole.duration_s > 31:
         monkeypatch.setattr(wfdb, "_read_signals", None)  # nothing reads it as a whole
     pieces = list(read_hours(path))
