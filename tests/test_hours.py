@@ -41,7 +41,7 @@ def long_record(ecg: Ecg, seconds: int = 95) -> Record:
 
 
 def written(folder: Path, record: Record, **header: int) -> Path:
-    """As plain WFDB of 1000 counts a mV; `header` may state other `frames`, and a wrong `checksum`."""
+    """As plain WFDB, 1000 counts a mV; `header` may state other `frames` and a wrong `checksum`."""
     counts = np.round(1000 * record.signal).astype("<i2")
     counts[0, 700:800] = -(2**15)  # no sample
     frames = header.get("frames", counts.shape[1])
