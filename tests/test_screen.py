@@ -400,14 +400,14 @@ def test_parts_of_unknown_origin_are_not_added_to(archive, model, tmp_path):
 
 
 def test_an_error_nobody_foresaw_is_a_row_with_its_type(archive, model, tmp_path, monkeypatch):
-    score = Bundle.score
+    score = Bundle._scored
 
-    def fails_once(self, record, *, alpha):
+    def fails_once(self, record, alpha):
         if record.record_id == "r05":
             raise ZeroDivisionError("by\nzero")
-        return score(self, record, alpha=alpha)
+        return score(self, record, alpha)
 
-    monkeypatch.setattr(Bundle, "score", fails_once)
+    monkeypatch.setattr(Bundle, "_scored", fails_once)
     table = screen(archive / "good", tmp_path, model=model, workers=1, quiet=True)
     assert counts(table)["scored"] == 21
     assert "good/r05.hea: ZeroDivisionError: by zero; " in row_of(table, "r05")["error"]
