@@ -95,7 +95,7 @@ class Bundle:
     def score_hours(self, pieces: Iterable[Record], *, alpha: float = 0.05) -> Result:
         """`score` of a recording that comes in pieces, as `ecgad.read.read_hours` gives it.
 
-        The result's record then has the samples of one hour only, that of the strongest interval.
+        Its record then has the samples of the strongest interval's hour and its neighbours only.
         """
         return in_turn(pieces, lambda piece: self._scored(piece, alpha), self.calibration.p_value)
 

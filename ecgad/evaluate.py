@@ -84,6 +84,7 @@ PLANS = {
     "knn-mmae": Plan("knn", encoder="mmae"),
     **{name: _equal(name) for name in (*FROM_SCRATCH, *ON_ENCODER)},
     **{name: _equal(*without) for name, without in WITHOUT.items()},
+    # no training: the refiner is only taken out
     "onenip-unrefined": Plan(weights="onenip", settings=WITHOUT["onenip-unrefined"][1]),
 }
 

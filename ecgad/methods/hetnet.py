@@ -35,18 +35,18 @@ in records that begin anywhere in a beat, a place says nothing. So features of n
 `components` kinds by k-means, with a Gaussian each, and a cell's noise comes from that of its own
 kind; in half of the records from the kind that another record has at that place, which sets a piece
 of a beat where none belongs. k-means is of the first batch of stage 2, the Gaussians of all tokens
-up to `MOST`. The teachers must differ to be worth two. G (`encoder`) learned to fill in what was
-hidden; no convolutional network for ECG comes with a licence to ship it, so L learns here, to see
-damage, which asks for no label either. It is small and has no norms (evidence must not depend on a
-batch). Its first biases lie above 0: a cosine does not see size, so the feature of a quiet cell
-would be noise in any direction. `encoder` "none" leaves out G, `noise` "white" draws from one round
-Gaussian, "none" leaves out SD: the paper's ablation.
+up to `normality.MOST`. The teachers must differ to be worth two. G (`encoder`) learned to fill in
+what was hidden; no convolutional network for ECG comes with a licence to ship it, so L learns here,
+to see damage, which asks for no label either. It is small and has no norms (evidence must not
+depend on a batch). Its first biases lie above 0: a cosine does not see size, so the feature of a
+quiet cell would be noise in any direction. `encoder` "none" leaves out G, `noise` "white" draws
+from one round Gaussian, "none" leaves out SD: the paper's ablation.
 
 For images both teachers are pretrained, as in the paper: `encoder` "lite0+lite2" is EfficientNet-
 Lite0 as L, its strides 4, 8 and 16 as levels, and EfficientNet-Lite2 as G; `teach` is left out.
 
-Left out: WideResNet-50 and Swin as teachers (no package holds their weights, or a Transformer's),
-maps for single leads (L mixes leads), 256 pixels.
+Left out: WideResNet-50 and Swin as teachers (a package with a Transformer's weights was
+not found), maps for single leads (L mixes leads), 256 pixels.
 """
 
 from __future__ import annotations
