@@ -76,7 +76,7 @@ def _macs(model: Detector) -> Counter[str]:
     import torch
 
     with warnings.catch_warnings():  # fvcore compiles its losses with torch.jit, which warns
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", "`torch.jit")  # of which kind, depends on the version
         from fvcore.nn import FlopCountAnalysis
 
     place = next((p.device for p in model.parameters()), torch.device("cpu"))
