@@ -71,18 +71,17 @@ def screen(
             are then counted among them.
     """
     from ecgad.report.terminal import screening
-    from ecgad.screen import counts, strangest
-    from ecgad.screen import screen as run
+    from ecgad.screen import run
 
-    table = run(
+    found, top = run(
         paths, out, model=model, alpha=alpha, workers=workers, shard=shard, engine=engine,
         recalibrate=recalibrate, quiet=quiet,
     )  # fmt: skip
-    found, report = counts(table), out / "report.html"
+    report = out / "report.html"
     if as_json:
         _print_json({"counts": found, "report": str(report), "results": str(out / "results.csv")})
     elif not quiet:
-        _print(*screening(strangest(table, 10), found, report))
+        _print(*screening(top, found, report))
     return OK if found["scored"] else NOTHING
 
 
@@ -295,12 +294,11 @@ def merge(shards: list[Path], /, *, out: Out, quiet: Quiet = False) -> int:
         out: A new folder.
     """
     from ecgad.report.terminal import screening
-    from ecgad.screen import counts, strangest
-    from ecgad.screen import merge as run
+    from ecgad.screen.merge import merge as run
 
-    table = run(shards, out)
+    found, top = run(shards, out)
     if not quiet:
-        _print(*screening(strangest(table, 10), counts(table), out / "report.html"))
+        _print(*screening(top, found, out / "report.html"))
     return OK
 
 

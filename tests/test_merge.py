@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 from archive import tiny_model, write_archive
 
-from ecgad.screen import folder, merge, screen
+from ecgad.screen import folder, screen
+from ecgad.screen.merge import merge
 
 SCREEN = importlib.import_module("ecgad.screen")
 

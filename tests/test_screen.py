@@ -26,8 +26,9 @@ from bench_kills import killed_at
 from ecgad import ReadError, load, read
 from ecgad.bundle import Bundle, write_card
 from ecgad.read import find
-from ecgad.screen import NothingToScore, counts, folder, schema, screen, strangest, take_shard
+from ecgad.screen import NothingToScore, folder, run, schema, screen, take_shard
 from ecgad.screen.progress import Progress
+from ecgad.screen.rows import counts, strangest
 from ecgad.screen.workers import run_chunks
 
 SCREEN = importlib.import_module("ecgad.screen")  # `ecgad.screen` is the function
@@ -158,7 +159,8 @@ def test_an_archive_unlike_the_calibration_is_warned_of(model, tmp_path, ecg, ca
 
 
 def test_the_strangest_come_first_and_the_unscored_not_at_all(whole):
-    rows = strangest(folder.read_table(whole), 100)
+    table = folder.read_table(whole)
+    rows = [table.slice(number, 1).to_pylist()[0] for number in strangest(table, 100)]
     keys = [(row["p_value"], -row["score"]) for row in rows]
     assert len(keys) == 22
     assert keys == sorted(keys)
@@ -449,8 +451,8 @@ def test_the_report_draws_the_strangest_record(model, tmp_path, ecg, monkeypatch
     strange, usual = ecg(2, seed=3, t=1000)
     strange[:, 400:500] += ecg(1, seed=4, t=1000)[0, :, ::-1][:, 400:500] * 3
     paths = [write_record(tmp_path / "in", n, x) for n, x in (("odd", strange), ("usual", usual))]
-    table = screen(paths, tmp_path / "out", model=model, workers=1, quiet=True)
-    first = strangest(table, 1)[0]["record_id"]
+    top = run(paths, tmp_path / "out", model=model, workers=1, quiet=True).top
+    first = top[0]["record_id"]
     assert [p.name.split("-")[0] for p in (tmp_path / "out/pages").iterdir()] == [first]
     assert "<html" in (tmp_path / "out/report.html").read_text()
 

@@ -26,31 +26,37 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ecgad.bundle import Bundle, load
 from ecgad.calibrate import check_alpha
 from ecgad.read import FORMATS, find, read_hours
 from ecgad.record import ReadError, Result
 from ecgad.screen import folder, site
-from ecgad.screen.merge import merge
 from ecgad.screen.progress import Progress
-from ecgad.screen.rows import Row, counts, failed_row, result_row, schema, strangest
+from ecgad.screen.rows import Row, failed_row, result_row, schema, strangest
 from ecgad.screen.workers import Done, run_chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = [
-    "NothingToScore", "counts", "merge", "schema", "score_file", "screen", "strangest",
-    "take_shard",
+    "NothingToScore", "Outcome", "run", "schema", "score_file", "screen", "take_shard",
 ]  # fmt: skip
 
 TOP = 20  # records drawn in the report
+LISTED = 10  # records told of at the end, at least
 
 
 class NothingToScore(ValueError):
     """There is no record at the paths."""
+
+
+class Outcome(NamedTuple):
+    """What is said of a screening when it ends."""
+
+    counts: dict[str, int]
+    top: list[Row]  # the strangest records
 
 
 def screen(
@@ -73,14 +79,35 @@ def screen(
     is the model's ONNX file, on `workers` processes (default: one a core; 1: in this process), of
     this machine or, with `engine="ray"`, of a Ray cluster whose nodes all see the same files.
     `shard="1/4"` takes every fourth record, from the first on. `recalibrate` is a folder or list of
-    this site's own presumed normals: p-values are then counted among their scores.
+    this site's own presumed normals: p-values are then counted among their scores. `run` is the
+    same for an archive whose rows are too many for memory.
 
     Raises `ValueError` when there is no record, when `out` holds another screening or is in use,
     or when nothing could ever be flagged at `alpha`; `ReadError` when a path does not exist.
     """
+    run(
+        paths, out, model=model, alpha=alpha, workers=workers, shard=shard, engine=engine,
+        recalibrate=recalibrate, quiet=quiet,
+    )  # fmt: skip
+    return folder.read_table(Path(out))
+
+
+def run(
+    paths: str | Path | Iterable[str | Path],
+    out: str | Path,
+    *,
+    model: str | Path | Bundle | None = None,
+    alpha: float = 0.05,
+    workers: int | None = None,
+    shard: str | None = None,
+    engine: str = "local",
+    recalibrate: str | Path | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """As `screen`, without the rows: they are in `out`, and memory does not grow with them."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; at least 1 process is needed")
-    run = _runner(engine, workers)
+    runner = _runner(engine, workers)
     out, bundle = Path(out), model if isinstance(model, Bundle) else load(model)
     if recalibrate is None:
         check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
@@ -98,12 +125,13 @@ def screen(
             check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
             planned = folder.plan(places, bundle, alpha, shard, command, paths)
             manifest = folder.begin(out, planned)
-        _score_parts(out, manifest, home, run, quiet)
+        _score_parts(out, manifest, home, runner, quiet)
         table = folder.finish(out, manifest, bundle.card)
-        _draw(out, table, home, alpha, workers or _cores(), quiet)
+        top = folder.rows(out, manifest, strangest(table, max(TOP, LISTED)))
+        _draw(out, top[:TOP], home, alpha, workers or _cores(), quiet)
     if not quiet:
         _tell(manifest)
-    return table
+    return Outcome(manifest["counts"], top)
 
 
 def _tell(manifest: folder.Manifest) -> None:
@@ -153,7 +181,7 @@ def _score_parts(
     out: Path,
     manifest: folder.Manifest,
     home: Path,
-    run: Callable[..., Generator[Done]],
+    runner: Callable[..., Generator[Done]],
     quiet: bool,
 ) -> None:
     """Scores the chunks whose part is not in `out` yet, and notes how long each took."""
@@ -169,7 +197,7 @@ def _score_parts(
     try:
         with (
             Progress("scoring", "records", total, done, quiet) as progress,
-            closing(run(missing, make, lost)) as scored,
+            closing(runner(missing, make, lost)) as scored,
         ):
             for number, rows, seconds in scored:
                 folder.write_part(places[number], rows)
@@ -193,11 +221,10 @@ def _lost(home: Path, path: str, code: int | None) -> Row:
     return failed_row(path, what, load(home))
 
 
-def _draw(out: Path, table: pa.Table, home: Path, alpha: float, workers: int, quiet: bool) -> None:
+def _draw(out: Path, top: list[Row], home: Path, alpha: float, workers: int, quiet: bool) -> None:
     """The report; the strangest records are scored again, to be drawn."""
     from ecgad.report.html import write_report
 
-    top = strangest(table, TOP)
     chunks = {i: [row["path"]] for i, row in enumerate(top)}
     make, pages = partial(_drawer, home, alpha), []
     with (

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SAME = ("model", "alpha", "shard", "versions", "inputs")  # in runs that share a folder
+BRIEF = ["source_sha256", "score", "p_value", "p_group", "decision", "error"]  # columns
 LIBRARIES = ("numpy", "scipy", "wfdb", "onnxruntime", "pyarrow")
+
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 Manifest = dict[str, Any]
 
@@ -177,26 +180,34 @@ def write_part(place: Path, rows: list[Row]) -> None:
 
 
 def finish(out: Path, manifest: Manifest, card: dict[str, Any]) -> pa.Table:
-    """All parts as one table and as results.csv; completes the manifest with what is in them.
+    """All parts as results.csv; completes the manifest with what is in them.
 
-    `card` is the model's, and says whether it was calibrated with a site's records.
+    `card` is the model's, and says whether it was calibrated with a site's records. Returns of each
+    row what `BRIEF` names: of the whole rows no more than one part is in memory.
     """
-    table = read_table(out)
     with whole(out / "results.csv") as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(table.schema.names)
-        for batch in table.to_batches():
-            writer.writerows(map(_as_text, row.values()) for row in batch.to_pylist())
-        text.detach()
-    for entry, sha256 in zip(manifest["inputs"], table["source_sha256"].to_pylist(), strict=True):
-        entry["sha256"] = sha256
+        table = _write_csv(file, parts(out))
+    for entry, sha256 in zip(manifest["inputs"], table["source_sha256"], strict=True):
+        entry["sha256"] = sha256.as_py()
     manifest["recalibrated"] = None
     if "recalibrated" in card:
         manifest["recalibrated"] = compare(table, card, manifest["alpha"])
     manifest |= {"counts": counts(table), "drift": _drift(table, manifest), "ended": _now()}
     write_manifest(out, manifest)
     return table
+
+
+def _write_csv(file: BinaryIO, tables: Iterable[pa.Table]) -> pa.Table:
+    import pyarrow as pa
+
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    writer, brief = csv.writer(text, lineterminator="\n"), []
+    writer.writerow(schema().names)
+    for table in tables:
+        writer.writerows(map(_as_text, row.values()) for row in table.to_pylist())
+        brief.append(table.select(BRIEF))
+    text.detach()
+    return pa.concat_tables(brief)
 
 
 def _drift(table: pa.Table, manifest: Manifest) -> dict[str, Any]:
@@ -209,15 +220,28 @@ def _drift(table: pa.Table, manifest: Manifest) -> dict[str, Any]:
 def read_table(out: Path) -> pa.Table:
     """All rows in `out`, in the order of the inputs."""
     import pyarrow as pa
+
+    return pa.concat_tables(parts(out))
+
+
+def parts(out: Path) -> Iterator[pa.Table]:
+    """The same, one part after the other."""
     from pyarrow import parquet
 
-    return pa.concat_tables(
-        parquet.read_table(place) for place in sorted(out.glob("part-*.parquet"))
-    )
+    for place in sorted(out.glob("part-*.parquet")):
+        yield parquet.read_table(place)
+
+
+def rows(out: Path, manifest: Manifest, numbers: Iterable[int]) -> list[Row]:
+    """The whole rows of the inputs with these numbers; only their parts are read."""
+    from pyarrow import parquet
+
+    at = [divmod(number, manifest["chunk"]) for number in numbers]
+    return [parquet.read_table(part(out, n))[i : i + 1].to_pylist()[0] for n, i in at]
 
 
 def _as_text(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+    return _JSON.encode(value) if isinstance(value, list) else value
 
 
 def read_manifest(out: Path) -> Manifest:
@@ -225,8 +249,14 @@ def read_manifest(out: Path) -> Manifest:
 
 
 def write_manifest(out: Path, manifest: Manifest) -> None:
+    """With its inputs last, a line each: the rest is at the top, where one looks."""
+    rest = {key: value for key, value in manifest.items() if key != "inputs"}
+    head = json.dumps(rest, indent=1, ensure_ascii=False).removesuffix("\n}")
     with whole(out / "manifest.json") as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+        file.write(f'{head},\n "inputs": ['.encode())
+        for number, entry in enumerate(manifest["inputs"]):
+            file.write(f"{',' * (number > 0)}\n  {_JSON.encode(entry)}".encode())
+        file.write(b"\n ]\n}\n")
 
 
 @contextmanager

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from ecgad.report.html import TOP, page_file, write_report
 from ecgad.screen import folder
-from ecgad.screen.rows import strangest
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from ecgad.screen.rows import Row, strangest
 
 ALIKE = ("schema", "model", "alpha", "paths", "versions")  # in all shards
 
 
-def merge(shards: list[Path], out: Path) -> pa.Table:
-    """Joins the folders of finished runs with `--shard 1/n` .. `n/n` in `out`; returns all rows.
+def merge(shards: list[Path], out: Path) -> tuple[dict[str, int], list[Row]]:
+    """Joins the folders of finished runs with `--shard 1/n` .. `n/n` in `out`.
+
+    Returns the counts and the strangest rows.
 
     Their rows in the order of the inputs: parts and results.csv are those of a run without
     `--shard`, to the last byte. Raises `ValueError` when a shard is missing, there twice, not
@@ -42,15 +41,14 @@ def merge(shards: list[Path], out: Path) -> pa.Table:
         }
         rows = _rows([place for place, _ in found])
         for number, paths in folder.chunks(manifest).items():
-            start = number * manifest["chunk"]
-            chosen = rows.slice(start, len(paths)).to_pylist()
-            folder.write_part(folder.part(out, number), chosen)
+            folder.write_part(folder.part(out, number), list(islice(rows, len(paths))))
         home = found[0][0] / "model"
         if home.is_dir():
             shutil.copytree(home, out / "model", dirs_exist_ok=True)
         table = folder.finish(out, manifest, _card(home))
-        _report(out, table, [place for place, _ in found])
-    return table
+        top = folder.rows(out, manifest, strangest(table, TOP))
+        _report(out, top, [place for place, _ in found])
+    return manifest["counts"], top
 
 
 def _in_order(shards: list[Path]) -> list[tuple[Path, folder.Manifest]]:
@@ -96,13 +94,11 @@ def _interleaved(lists: list[list[Any]]) -> list[Any]:
     return whole
 
 
-def _rows(places: list[Path]) -> pa.Table:
-    import pyarrow as pa
-
-    tables = [folder.read_table(place) for place in places]
-    ends = np.cumsum([len(table) for table in tables])
-    order = [np.arange(end - len(table), end) for table, end in zip(tables, ends, strict=True)]
-    return pa.concat_tables(tables).take(_interleaved([list(each) for each in order]))
+def _rows(places: list[Path]) -> Iterator[Row]:
+    """The rows of all shards by the order of the inputs, one part of each shard at a time."""
+    each = [(row for part in folder.parts(place) for row in part.to_pylist()) for place in places]
+    for rows in zip_longest(*each):
+        yield from (row for row in rows if row is not None)
 
 
 def _card(home: Path) -> dict[str, Any]:
@@ -110,10 +106,10 @@ def _card(home: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _report(out: Path, table: pa.Table, places: list[Path]) -> None:
+def _report(out: Path, top: list[Row], places: list[Path]) -> None:
     """With the pages that the shards have: the strangest of all were among the strangest there."""
     pages = []
-    for row in strangest(table, TOP):
+    for row in top:
         files = [page_file(place, row) for place in places]
         pages += [(row, f.read_text(encoding="utf-8")) for f in files if f.is_file()][:1]
     write_report(out, pages=pages)

@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ecgad import __version__
 from ecgad.bundle import Bundle
 from ecgad.record import FLAGGED, NOT_ASSESSABLE, Result
@@ -97,10 +99,12 @@ def counts(table: pa.Table) -> dict[str, int]:
     }
 
 
-def strangest(table: pa.Table, count: int) -> list[Row]:
-    """The first rows by p-value, then by score, of those that were scored."""
-    scored = table.filter(table["p_value"].is_valid())
-    return scored.sort_by([("p_value", "ascending"), ("score", "descending")])[:count].to_pylist()
+def strangest(table: pa.Table, count: int) -> list[int]:
+    """The numbers of the first rows by p-value, then by score, of those that were scored."""
+    score = table["score"].fill_null(0).to_numpy()
+    order = np.lexsort((-score, table["p_value"].fill_null(math.inf).to_numpy()))
+    scored = len(table) - table["p_value"].null_count
+    return order[: min(count, scored)].tolist()
 
 
 def _finite(value: float | None) -> float | None:
