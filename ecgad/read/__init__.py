@@ -102,7 +102,7 @@ def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     given = [paths] if isinstance(paths, str | Path) else paths
     places = [place for path in given for place in _expand(str(path))]
     once = {os.path.abspath(place): place for place in reversed(places)}  # noqa: PTH100
-    return sorted(once.values())
+    return sorted(once.values(), key=lambda place: place.parts)
 
 
 def _expand(path: str) -> Iterable[Path]:
@@ -135,9 +135,10 @@ def _below(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         candidates = {f for f in files if f.lower().endswith(_ENDINGS) and f[0] != "."}
         headers = {f for f in candidates if f.endswith(".hea")}
-        named = {f for header in headers for f in _mentioned(Path(parent, header))}
-        named |= {f for f in candidates - headers if f"{f[:-4]}.hea" in headers}
-        yield from (Path(parent, f) for f in candidates - named)
+        found = {f for f in candidates if f in headers or f"{f[:-4]}.hea" not in headers}
+        if len(found) > 1:  # else there is nothing that a header could name
+            found -= {f for header in headers for f in _mentioned(Path(parent, header))}
+        yield from (Path(parent, f) for f in found)
 
 
 def _mentioned(header: Path) -> set[str]:
