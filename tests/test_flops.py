@@ -18,16 +18,17 @@ def mmae_by_hand(leads: int, t: int, c: Config) -> int:
     masked = round(c.hidden * n) + round(c.hidden * delta)
     visible = n + delta - masked
 
-    def block(tokens: int) -> int:
-        projections = 4 * d * d * tokens  # Q, K, V, out
-        mlp = 2 * 4 * d * d * tokens
-        products = 2 * tokens * tokens * d  # Q K^T and its product with V, all heads
+    def block(tokens: int, asking: int) -> int:
+        projections = 2 * d * d * tokens + 2 * d * d * asking  # K, V; Q, out
+        mlp = 2 * 4 * d * d * asking
+        products = 2 * asking * tokens * d  # Q K^T and its product with V, all heads
         return projections + mlp + products
 
     embed = n * size * d  # once: the rounds share it
     narrow = visible * d * d
     head = masked * d * size
-    return embed + rounds * (depth * block(visible) + narrow + block(n + delta) + head)
+    encode = depth * block(visible, visible)
+    return embed + rounds * (encode + narrow + block(n + delta, masked) + head)
 
 
 class Toy(Detector):
@@ -77,8 +78,10 @@ def test_what_stands_beside_mmaes_map_costs_what_its_products_say(t, segment):
     stretches, samples = 97, 12 * 4 * segment // model.patches.pool
     patches = stretches * 128 * samples + stretches * model.tokens.n  # each segment's mean
     pieces, samples = model.rhythm.pieces.shape
-    shifts = model.rhythm.lags[1] - model.rhythm.lags[0] + 1
-    rhythm = pieces * shifts * (samples + 128)  # the correlation, then the bank
+    first, last = (k * segment // model.rhythm.pool for k in (3, 25))  # lags: 0.3 .. 2.5 s
+    shifts, frequencies = last - first + 1, (samples + last) // 2 + 1
+    rhythm = pieces * frequencies * (2 * samples + shifts)  # to its power, and back
+    rhythm += pieces * shifts * 128  # the bank
     rhythm += pieces * t  # each sample's mean
     paper = flops.count(Model(model.shape, Config(segment=(segment,), beside=())))
     found = flops.count(model).macs_record - paper.macs_record

@@ -215,6 +215,7 @@ def test_a_block_equals_torch_with_norms_first():
         norm.weight.data = torch.linspace(0.5, 2, 12)  # so that the order of norms shows
     x = 3 + torch.randn(2, 7, 12)
     torch.testing.assert_close(mine(x), its(x))
+    torch.testing.assert_close(mine(x, last=3), its(x)[:, -3:])
 
 
 def test_initialisation_keeps_the_scale_of_what_flows_through():

@@ -244,8 +244,8 @@ class Model(Detector):
         hidden = self.mask_token + self.decoder_position[masked]
         hidden = hidden.expand(*seen.shape[:-2], *hidden.shape[-2:])
         y = torch.cat([seen, hidden], dim=-2)
-        y = self.decoder(y.reshape(-1, *y.shape[-2:])).reshape(y.shape)
-        return self.head(self.decoder_norm(y[..., seen.shape[-2] :, :]))
+        y = self.decoder(y.reshape(-1, *y.shape[-2:]), last=hidden.shape[-2]).reshape(hidden.shape)
+        return self.head(self.decoder_norm(y))
 
     def loss(self, x: Tensor) -> Tensor:
         """Mean squared error of the masked segments, global plus local (eqs. 1, 2)."""

@@ -20,10 +20,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (_apart(y, self.heads) for y in self.qkv(x).chunk(3, -1))
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """(b, n, d) -> (b, n, d), or only that of the `last` tokens, which look at all of them."""
+        if last is None:
+            q, k, v = _parts(self.qkv(x), 3, self.heads)
+        else:
+            (d, weight, bias), rest = (x.shape[-1], self.qkv.weight, self.qkv.bias), x[:, -last:]
+            (q,) = _parts(F.linear(rest, weight[:d], bias[:d]), 1, self.heads)
+            k, v = _parts(F.linear(x, weight[d:], bias[d:]), 2, self.heads)
         y = F.scaled_dot_product_attention(q, k, v)  # (b, heads, n, d / heads)
         return self.out(y.transpose(1, 2).flatten(2))
+
+
+def _parts(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """(b, n, parts d) -> as many of (b, heads, n, d / heads)."""
+    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class CrossAttention(nn.Module):
@@ -63,9 +74,11 @@ class Block(nn.Module):
             nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """(b, n, d) -> (b, n, d), or only the `last` tokens of that, which is cheaper."""
+        kept = x if last is None else x[:, -last:]
+        kept = kept + self.attention(self.norm1(x), last)
+        return kept + self.mlp(self.norm2(kept))
 
 
 def initialise(module: nn.Module) -> None:

@@ -13,6 +13,7 @@ fills in one part of it from the rest does not find strange.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -223,7 +224,8 @@ class Rhythm(nn.Module):
         holds = ((time >= starts[:, None]) & (time < starts[:, None] + piece)).float()
         self.register_buffer("share", holds / holds.sum(0), persistent=False)  # (pieces, t)
         self.register_buffer("pieces", starts[:, None] + torch.arange(piece), persistent=False)
-        self.lags = lags
+        for name, value in _autocorrelation(piece, shifts).items():
+            self.register_buffer(name, value, persistent=False)
         self.bank = Bank(size, len(shifts))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -236,24 +238,25 @@ class Rhythm(nn.Module):
         speed = speed[:, : self.length * self.pool].unflatten(1, (self.length, self.pool)).mean(2)
         cut = pick(speed, 1, self.get_buffer("pieces"))  # (b, pieces, samples)
         cut = cut - cut.mean(-1, keepdim=True)
-        product = (self.shifted(cut) @ cut[..., None]).squeeze(-1)
+        waves = (cut @ self.get_buffer("waves")).unflatten(-1, (2, -1))  # cosines and sines
+        product = waves.square().sum(-2) @ self.get_buffer("back")
         return product / (cut.square().sum(-1, keepdim=True) + 1e-6)
-
-    def shifted(self, cut: Tensor) -> Tensor:
-        """(b, pieces, samples), 0 beyond their end, at each lag: (b, pieces, lags, samples).
-
-        Copies laid end to end are cut into rows one sample longer than a copy, so that each row
-        begins one sample later. Far quicker than to index every sample.
-        """
-        first, last = self.lags
-        longer = torch.cat([cut[..., first:], torch.zeros_like(cut[..., :last])], -1)
-        lags, n = last - first + 1, longer.shape[-1]
-        copies = longer[:, :, None].expand(-1, -1, lags + 1, -1).flatten(2)
-        rows = copies[..., : lags * (n + 1)].unflatten(-1, (lags, n + 1))
-        return rows[..., : cut.shape[-1]]
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         self.bank.fit(torch.cat([self.features(x).flatten(0, 1) for x in batches]))
+
+
+def _autocorrelation(n: int, lags: Tensor) -> dict[str, Tensor]:
+    """By Wiener and Khinchin: "waves" (n, 2 freqs) give the Fourier transform of n samples, and its
+    power times "back" (freqs, lags) is the autocorrelation. The period is so long that a shifted
+    copy does not come round.
+    """
+    period = n + int(lags.max())
+    frequency = torch.arange(period // 2 + 1, dtype=torch.float64) / period  # cycles a sample
+    phase = 2 * math.pi * torch.arange(n)[:, None] * frequency
+    twice = torch.where((frequency == 0) | (frequency == 0.5), 1, 2)[:, None] / period
+    back = twice * (2 * math.pi * frequency[:, None] * lags).cos()
+    return {"waves": torch.cat([phase.cos(), phase.sin()], 1).float(), "back": back.float()}
 
 
 def lagged_covariance(along: Tensor, lag: int) -> Tensor:

@@ -117,12 +117,12 @@ def _polyphase(signal: np.ndarray, up: int, down: int) -> np.ndarray:
     after = max((blocks - 1) * step + len(matrix) - before - samples, 0)
     head = _mirrored(np.arange(-before, 0), samples)
     tail = _mirrored(np.arange(samples, samples + after), samples)
+    longer = np.concatenate([signal[:, head], signal, signal[:, tail]], axis=1)
+    lead, size = longer.strides  # bytes
+    stretches = as_strided(longer, (len(signal), blocks, len(matrix)), (lead, step * size, size))
     out = np.empty((len(signal), made), np.float32)
-    for lead, row in zip(signal, out, strict=True):
-        longer = np.concatenate([lead[head], lead, lead[tail]])
-        size = longer.itemsize  # bytes
-        stretches = as_strided(longer, (blocks, len(matrix)), (step * size, size))
-        row[:] = (stretches @ matrix).ravel()[:made]
+    for each, row in zip(stretches, out, strict=True):
+        row[:] = (each @ matrix).ravel()[:made]
     return out
 
 
