@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecgad.benchmarks import mitbih
+from ecgad.benchmarks import ludb, mitbih, mitbih_more, twelve_lead
 from ecgad.evaluate import prepare_case
 from ecgad.read import read
 from ecgad.read.wfdb import library
@@ -119,6 +119,31 @@ def test_a_record_of_a_man_who_is_reported_on_is_not_learned_from(root: Path):
     learned = {c.patient for c in (*sets.train, *sets.held_out, *sets.calibration)}
     assert learned <= {f"mitbih-{n}" for n in LEARNED} - {"mitbih-201"}
     assert len(learned) > 3
+
+
+@pytest.mark.usefixtures("few")
+def test_more_people_teach_and_nothing_else_changes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "mitdb").symlink_to(root)
+    (tmp_path / "ludb").mkdir()
+    (tmp_path / "ludb" / "data").symlink_to(SAMPLE.parent.parent / "ludb")
+    monkeypatch.setattr(twelve_lead, "SOURCES", {"ludb": ludb})
+    plain, sets = mitbih.load(root), mitbih_more.load(tmp_path)
+    names = [case.record.record_id for case in sets.train[len(plain.train) :]]
+    normals = [c.record.record_id for c in ludb.cases(tmp_path / "ludb") if not c.abnormal]
+    assert names == normals
+    assert len(normals) > 1
+    for part in ("held_out", "calibration", "test"):
+        ids = [[c.record.record_id for c in getattr(s, part)] for s in (plain, sets)]
+        assert ids[0] == ids[1]
+    assert sets.preparation == plain.preparation
+    assert plain.preparation is not None
+    prepared = prepare_case(sets.train[-1], plain.preparation)
+    assert prepared is not None
+    assert prepared.windows.shape == (1, 2, 1000)
+    assert [source["name"] for source in sets.card["sources"]] == ["mitbih", "ludb"]
+    assert sets.card["sources"][1]["train"] == len(normals)
 
 
 def test_the_division_is_de_chazals():
