@@ -413,6 +413,11 @@ def test_segments_and_extra_signal_files_are_no_records_of_their_own(tmp_path: P
     (tmp_path / "r.dat").rename(tmp_path / "other.dat")
     (tmp_path / "._r.hea").write_text("left by a file manager")
     assert names(find([tmp_path]), tmp_path) == ["m.hea", "r.hea"]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "h.hea").write_text("h 1 500 5000\nother.dat 16\n")
+    (alone / "other.dat").write_bytes(b"")
+    assert names(find([alone]), alone) == ["h.hea"]
 
 
 @pytest.mark.parametrize("form", ["{}", "@{}"])
