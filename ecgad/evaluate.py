@@ -76,6 +76,7 @@ PLANS = {
         budget=Budget(steps=1500, batch=32, lr=5e-4),
     ),
     "mmae-paper": Plan(weights="mmae", settings={"beside": (), **EIGHT}),
+    "mmae-4": Plan(weights="mmae", settings={**EIGHT, "rounds": 4}),
     "mmae-8": Plan(weights="mmae", settings=EIGHT),
     "mmae-tokens": Plan(weights="mmae", settings={"beside": ("tokens",)}),
     "mmae-patches": Plan(weights="mmae", settings={"beside": ("patches",)}),
