@@ -239,7 +239,10 @@ class Model(Detector):
         return self.norm(self.blocks(z))
 
     def decode(self, z: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        """Encoded (.., v, d) and the places of visible and masked segments -> (.., m, p)."""
+        """Encoded (.., v, d) and the places of visible and masked segments -> (.., m, p).
+
+        The masked ones look at all; what the block would make of the visible ones goes nowhere.
+        """
         seen = self.narrow(z) + self.decoder_position[visible]
         hidden = self.mask_token + self.decoder_position[masked]
         hidden = hidden.expand(*seen.shape[:-2], *hidden.shape[-2:])

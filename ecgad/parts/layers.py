@@ -25,8 +25,8 @@ class Attention(nn.Module):
         if last is None:
             q, k, v = _parts(self.qkv(x), 3, self.heads)
         else:
-            (d, weight, bias), rest = (x.shape[-1], self.qkv.weight, self.qkv.bias), x[:, -last:]
-            (q,) = _parts(F.linear(rest, weight[:d], bias[:d]), 1, self.heads)
+            d, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
+            (q,) = _parts(F.linear(x[:, -last:], weight[:d], bias[:d]), 1, self.heads)
             k, v = _parts(F.linear(x, weight[d:], bias[d:]), 2, self.heads)
         y = F.scaled_dot_product_attention(q, k, v)  # (b, heads, n, d / heads)
         return self.out(y.transpose(1, 2).flatten(2))

@@ -79,8 +79,8 @@ def screen(
     is the model's ONNX file, on `workers` processes (default: one a core; 1: in this process), of
     this machine or, with `engine="ray"`, of a Ray cluster whose nodes all see the same files.
     `shard="1/4"` takes every fourth record, from the first on. `recalibrate` is a folder or list of
-    this site's own presumed normals: p-values are then counted among their scores. `run` is the
-    same for an archive whose rows are too many for memory.
+    this site's own presumed normals: p-values are then counted among their scores. Where the rows
+    are too many for memory, `run` (`from ecgad.screen import run`) does the same without them.
 
     Raises `ValueError` when there is no record, when `out` holds another screening or is in use,
     or when nothing could ever be flagged at `alpha`; `ReadError` when a path does not exist.
