@@ -71,17 +71,18 @@ def screen(
             are then counted among them.
     """
     from ecgad.report.terminal import screening
-    from ecgad.screen import run
+    from ecgad.screen import folder
+    from ecgad.screen import screen as run
 
-    found, top = run(
+    top = run(
         paths, out, model=model, alpha=alpha, workers=workers, shard=shard, engine=engine,
-        recalibrate=recalibrate, quiet=quiet,
+        recalibrate=recalibrate, quiet=quiet, only_top=True,
     )  # fmt: skip
-    report = out / "report.html"
+    found, report = folder.read_manifest(out)["counts"], out / "report.html"
     if as_json:
         _print_json({"counts": found, "report": str(report), "results": str(out / "results.csv")})
     elif not quiet:
-        _print(*screening(top, found, report))
+        _print(*screening(top.to_pylist(), found, report))
     return OK if found["scored"] else NOTHING
 
 

@@ -26,7 +26,7 @@ from bench_kills import killed_at
 from ecgad import ReadError, load, read
 from ecgad.bundle import Bundle, write_card
 from ecgad.read import find
-from ecgad.screen import NothingToScore, folder, run, schema, screen, take_shard
+from ecgad.screen import NothingToScore, folder, schema, screen, take_shard
 from ecgad.screen.progress import Progress
 from ecgad.screen.rows import counts, strangest
 from ecgad.screen.workers import run_chunks
@@ -451,8 +451,13 @@ def test_the_report_draws_the_strangest_record(model, tmp_path, ecg, monkeypatch
     strange, usual = ecg(2, seed=3, t=1000)
     strange[:, 400:500] += ecg(1, seed=4, t=1000)[0, :, ::-1][:, 400:500] * 3
     paths = [write_record(tmp_path / "in", n, x) for n, x in (("odd", strange), ("usual", usual))]
-    top = run(paths, tmp_path / "out", model=model, workers=1, quiet=True).top
+    top = screen(
+        paths, tmp_path / "out", model=model, workers=1, quiet=True, only_top=True
+    ).to_pylist()
     first = top[0]["record_id"]
+    assert (
+        top == folder.read_table(tmp_path / "out").sort_by([("p_value", "ascending")]).to_pylist()
+    )
     assert [p.name.split("-")[0] for p in (tmp_path / "out/pages").iterdir()] == [first]
     assert "<html" in (tmp_path / "out/report.html").read_text()
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ecgad.bundle import Bundle, load
 from ecgad.calibrate import check_alpha
@@ -40,9 +40,7 @@ from ecgad.screen.workers import Done, run_chunks
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = [
-    "NothingToScore", "Outcome", "run", "schema", "score_file", "screen", "take_shard",
-]  # fmt: skip
+__all__ = ["NothingToScore", "schema", "score_file", "screen", "take_shard"]
 
 TOP = 20  # records drawn in the report
 LISTED = 10  # records told of at the end, at least
@@ -50,13 +48,6 @@ LISTED = 10  # records told of at the end, at least
 
 class NothingToScore(ValueError):
     """There is no record at the paths."""
-
-
-class Outcome(NamedTuple):
-    """What is said of a screening when it ends."""
-
-    counts: dict[str, int]
-    top: list[Row]  # the strangest records
 
 
 def screen(
@@ -70,6 +61,7 @@ def screen(
     engine: str = "local",
     recalibrate: str | Path | None = None,
     quiet: bool = False,
+    only_top: bool = False,
 ) -> pa.Table:
     """Scores the records at `paths` (as `ecgad.read.find` takes them) into the folder `out`.
 
@@ -79,32 +71,14 @@ def screen(
     is the model's ONNX file, on `workers` processes (default: one a core; 1: in this process), of
     this machine or, with `engine="ray"`, of a Ray cluster whose nodes all see the same files.
     `shard="1/4"` takes every fourth record, from the first on. `recalibrate` is a folder or list of
-    this site's own presumed normals: p-values are then counted among their scores. Where the rows
-    are too many for memory, `run` (`from ecgad.screen import run`) does the same without them.
+    this site's own presumed normals: p-values are then counted among their scores. `only_top`
+    returns the strangest rows alone, where all would be too many for memory.
 
     Raises `ValueError` when there is no record, when `out` holds another screening or is in use,
     or when nothing could ever be flagged at `alpha`; `ReadError` when a path does not exist.
     """
-    run(
-        paths, out, model=model, alpha=alpha, workers=workers, shard=shard, engine=engine,
-        recalibrate=recalibrate, quiet=quiet,
-    )  # fmt: skip
-    return folder.read_table(Path(out))
+    import pyarrow as pa
 
-
-def run(
-    paths: str | Path | Iterable[str | Path],
-    out: str | Path,
-    *,
-    model: str | Path | Bundle | None = None,
-    alpha: float = 0.05,
-    workers: int | None = None,
-    shard: str | None = None,
-    engine: str = "local",
-    recalibrate: str | Path | None = None,
-    quiet: bool = False,
-) -> Outcome:
-    """As `screen`, without the rows: they are in `out`, and memory does not grow with them."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; at least 1 process is needed")
     runner = _runner(engine, workers)
@@ -131,7 +105,7 @@ def run(
         _draw(out, top[:TOP], home, alpha, workers or _cores(), quiet)
     if not quiet:
         _tell(manifest)
-    return Outcome(manifest["counts"], top)
+    return pa.Table.from_pylist(top, schema=schema()) if only_top else folder.read_table(out)
 
 
 def _tell(manifest: folder.Manifest) -> None:
