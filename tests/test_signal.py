@@ -1,6 +1,10 @@
 """prepare.signal: leads by name, one rate, one band, one scale, and what is not there stays out."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +24,8 @@ from ecgad.prepare.signal import (
     window_starts,
 )
 from ecgad.record import LEADS, Record
+
+SAMPLES = Path(__file__).parent.parent / "data" / "samples"
 
 
 def made(seconds: float = 10.0, rate_hz: float = 500.0, leads: tuple[str, ...] = LEADS) -> Record:
@@ -85,7 +91,8 @@ def test_resampling_says_where_it_came_from_and_keeps_frequencies():
 
 
 @pytest.mark.parametrize(
-    ("up", "down"), [(1, 5), (1, 10), (2, 5), (5, 18), (25, 32), (100, 257), (200, 199), (2, 1)]
+    ("up", "down"),
+    [(1, 5), (1, 10), (2, 5), (5, 18), (25, 32), (100, 257), (200, 199), (200, 999), (2, 1)],
 )
 @pytest.mark.parametrize("samples", [40, 613, 5000])
 def test_resampling_gives_what_scipy_gives(up, down, samples):
@@ -237,3 +244,23 @@ def test_preparing_does_not_change_the_record():
     before = record.signal.copy()
     prepare(record, Preparation())
     np.testing.assert_array_equal(record.signal, before)
+
+
+def test_the_bits_do_not_depend_on_how_many_threads_multiply():
+    """A record of 27 s, in new processes, as OpenBLAS reads its threads when it is loaded."""
+    words = """
+import hashlib, sys
+from ecgad import read
+from ecgad.prepare.quality import assess
+from ecgad.prepare.signal import Preparation, prepare
+record = read(sys.argv[1])
+print(hashlib.sha256(prepare(record, Preparation(), assess(record).usable).windows).hexdigest())
+"""
+    run = [sys.executable, "-c", words, str(SAMPLES / "cpsc2018" / "A0022.hea")]
+    threads = ({"OPENBLAS_NUM_THREADS": n, "OMP_NUM_THREADS": n} for n in "12")
+    found = [
+        subprocess.run(run, env=os.environ | some, capture_output=True, text=True, check=True)
+        for some in threads
+    ]
+    assert len(found[0].stdout) == 65
+    assert found[0].stdout == found[1].stdout

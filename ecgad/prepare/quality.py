@@ -23,6 +23,7 @@ from ecgad.record import LIMB, Quality, Record
 FLAT_MV = 0.01  # below the noise of a connected electrode
 SWING_MV = (0.1, 10.0)  # peak to peak in a second; real records lie at 0.2 .. 4
 WILD_MV = 20.0  # a sentinel value or a hit electrode; a large R wave is 5
+PIECE = 4096  # samples in a product, which is too small to be shared out among threads
 EINTHOVEN_MV, EINTHOVEN_SHARE = 0.025, 0.1  # rms, and of the limb leads' own; clean: 0.001
 
 _LAWS = np.array(  # each row is 0 on leads that are what they are called
@@ -220,7 +221,8 @@ def _einthoven(record: Record, x: np.ndarray, usable: np.ndarray) -> list[str]:
         return []
     limb = x[rows] if together.all() else x[rows][:, together]
     limb -= limb.mean(axis=1, keepdims=True)  # an offset of its own breaks no law
-    covariance = limb @ limb.T / limb.shape[1]
+    pieces = (limb[:, i : i + PIECE] for i in range(0, limb.shape[1], PIECE))
+    covariance = np.sum([piece @ piece.T for piece in pieces], axis=0) / limb.shape[1]
     broken = _rms(laws, covariance)
     if broken <= max(EINTHOVEN_MV, EINTHOVEN_SHARE * float(covariance.trace() / len(rows)) ** 0.5):
         return []

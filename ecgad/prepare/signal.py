@@ -15,6 +15,10 @@ from numpy.lib.stride_tricks import as_strided
 
 from ecgad.record import LEADS, Record
 
+# Multiplications in one matrix product, at most: larger ones OpenBLAS shares out among threads, and
+# then the last bits of a score would depend on how many there are.
+ALONE = 2**18
+
 _FROM_I_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 
 
@@ -112,6 +116,10 @@ def _polyphase(signal: np.ndarray, up: int, down: int) -> np.ndarray:
     times one matrix gives the next few of them: several times faster, a lead at a time.
     """
     matrix, before, step = _polyphase_matrix(up, down)
+    if (rows := ALONE // matrix.size) < 2:
+        from scipy.signal import resample_poly
+
+        return resample_poly(signal, up, down, axis=1, padtype="symmetric").astype(np.float32)
     samples, made = signal.shape[1], -(-signal.shape[1] * up // down)
     blocks = -(-made // matrix.shape[1])
     after = max((blocks - 1) * step + len(matrix) - before - samples, 0)
@@ -120,10 +128,11 @@ def _polyphase(signal: np.ndarray, up: int, down: int) -> np.ndarray:
     longer = np.concatenate([signal[:, head], signal, signal[:, tail]], axis=1)
     lead, size = longer.strides  # bytes
     stretches = as_strided(longer, (len(signal), blocks, len(matrix)), (lead, step * size, size))
-    out = np.empty((len(signal), made), np.float32)
+    out = np.empty((len(signal), blocks, matrix.shape[1]), np.float32)
     for each, row in zip(stretches, out, strict=True):
-        row[:] = (each @ matrix).ravel()[:made]
-    return out
+        for first in range(0, blocks, rows):
+            np.matmul(each[first : first + rows], matrix, out=row[first : first + rows])
+    return out.reshape(len(signal), -1)[:, :made]
 
 
 def _mirrored(place: np.ndarray, samples: int) -> np.ndarray:
