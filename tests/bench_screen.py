@@ -3,8 +3,9 @@
     taskset -c 1 python tests/bench_screen.py [RECORDS] [--model FOLDER] [--batches]
 
 RECORDS (1000 if not given) links to the real ten-second records of data/samples are screened by
-one process, without drawing pages. All times are processor times of this one thread, which a
-neighbour on the same core hardly changes; still, measure on an idle machine, three times.
+one process, without drawing pages. All times are processor times of this one thread, and means: of
+an idle machine they differ by a tenth from run to run, so measure several times, and two versions
+in turn (in another checkout with PYTHONPATH=. , or the installed package is measured).
 
 Printed are
     end to end / model    rate of `ecgad screen`, files to rows, over that of the model alone

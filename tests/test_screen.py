@@ -446,18 +446,19 @@ def test_wrong_use_is_refused_before_anything_is_written(archive, model, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_the_report_draws_the_strangest_record(model, tmp_path, ecg, monkeypatch):
+def test_the_strangest_record_is_told_of_and_drawn_alone(model, tmp_path, ecg, monkeypatch):
     monkeypatch.setattr(SCREEN, "TOP", 1)
+    monkeypatch.setattr(SCREEN, "LISTED", 1)
     strange, usual = ecg(2, seed=3, t=1000)
     strange[:, 400:500] += ecg(1, seed=4, t=1000)[0, :, ::-1][:, 400:500] * 3
-    paths = [write_record(tmp_path / "in", n, x) for n, x in (("odd", strange), ("usual", usual))]
-    top = screen(
-        paths, tmp_path / "out", model=model, workers=1, quiet=True, only_top=True
-    ).to_pylist()
-    first = top[0]["record_id"]
-    assert (
-        top == folder.read_table(tmp_path / "out").sort_by([("p_value", "ascending")]).to_pylist()
-    )
+    paths = [write_record(tmp_path / "in", n, x) for n, x in (("a", usual), ("b", strange))]
+    top = screen(paths, tmp_path / "out", model=model, workers=1, quiet=True, only_top=True)
+    order = [("p_value", "ascending"), ("score", "descending")]
+    ranked = folder.read_table(tmp_path / "out").sort_by(order)
+    assert (len(top), len(ranked)) == (1, 2)
+    assert top.equals(ranked[:1])
+    first = top["record_id"][0].as_py()
+    assert first == "b"
     assert [p.name.split("-")[0] for p in (tmp_path / "out/pages").iterdir()] == [first]
     assert "<html" in (tmp_path / "out/report.html").read_text()
 

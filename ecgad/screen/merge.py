@@ -19,11 +19,10 @@ ALIKE = ("schema", "model", "alpha", "paths", "versions")  # in all shards
 def merge(shards: list[Path], out: Path) -> tuple[dict[str, int], list[Row]]:
     """Joins the folders of finished runs with `--shard 1/n` .. `n/n` in `out`.
 
-    Returns the counts and the strangest rows.
-
-    Their rows in the order of the inputs: parts and results.csv are those of a run without
-    `--shard`, to the last byte. Raises `ValueError` when a shard is missing, there twice, not
-    finished, or of another screening, or when `out` holds something.
+    Their rows stand in the order of the inputs: parts and results.csv are those of a run without
+    `--shard`, to the last byte. Returns the counts and the strangest rows. Raises `ValueError` when
+    a shard is missing, there twice, not finished, or of another screening, or when `out` holds
+    something.
     """
     found = _in_order(shards)
     manifests = [manifest for _, manifest in found]
