@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,7 +42,19 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # of card.json
 SHIPPED = Path(__file__).parent / "models" / "mmae-12lead"
+CROWD = 8  # windows that go through the model at once: its weights are fetched an eighth as often
 _FILES = ("card.json", "weights.safetensors", "model.onnx")
+
+Evidence = tuple[np.ndarray, np.ndarray]  # of a record: map (m, time) and `whole` (k,)
+
+
+class Look(NamedTuple):
+    """What is known of a record, an hour of it at most, before the model has seen it."""
+
+    record: Record
+    quality: Quality
+    prepared: Prepared | None = None  # None when it cannot be judged
+    derived: tuple[str, ...] = ()
 
 
 class Judgement(NamedTuple):
@@ -87,54 +100,92 @@ class Bundle:
         `alpha` is not between 0 and 1, or smaller than the smallest p-value that the calibration
         set can give.
         """
-        hours = [self._scored(hour, alpha) for hour in record.hours()]
-        if len(hours) == 1:
-            return hours[0]
-        return together(hours, record, joined_maps(hours), self.calibration.p_value)
+        return self._joined(record, [self._scored([hour], alpha)[0] for hour in record.hours()])
+
+    def score_many(self, records: Sequence[Record], *, alpha: float = 0.05) -> list[Result]:
+        """`score` of each, the same to the last bit in less time. Raises what `score` raises."""
+        hours = [list(record.hours()) for record in records]
+        every = [hour for its in hours for hour in its]
+        crowds = (every[i : i + CROWD] for i in range(0, len(every), CROWD))
+        told = (result for crowd in crowds for result in self._scored(crowd, alpha))
+        pairs = zip(records, hours, strict=True)
+        return [self._joined(record, [next(told) for _ in its]) for record, its in pairs]
 
     def score_hours(self, pieces: Iterable[Record], *, alpha: float = 0.05) -> Result:
         """`score` of a recording that comes in pieces, as `ecgad.read.read_hours` gives it.
 
         Its record then has the samples of the strongest interval's hour and its neighbours only.
         """
-        return in_turn(pieces, lambda piece: self._scored(piece, alpha), self.calibration.p_value)
+        return in_turn(
+            pieces, lambda piece: self._scored([piece], alpha)[0], self.calibration.p_value
+        )
 
-    def _scored(self, record: Record, alpha: float) -> Result:
+    def _joined(self, record: Record, hours: list[Result]) -> Result:
+        if len(hours) == 1:
+            return hours[0]
+        return together(hours, record, joined_maps(hours), self.calibration.p_value)
+
+    def _scored(self, records: Sequence[Record], alpha: float) -> list[Result]:
+        """Of records of an hour at most, whose windows go through the model together."""
         check_alpha(alpha, min(map(len, self.calibration.groups.values())))
         started = time.perf_counter()
-        assessment = assess(record)
-        quality = assessment.quality
+        looks = [self._look(record) for record in records]
+        found = self.evidences([look.prepared for look in looks if look.prepared is not None])
+        told = [
+            self._refused(look, alpha)
+            if (prepared := look.prepared) is None
+            else self._judged(look, prepared, self.judge(prepared, next(found)), alpha)
+            for look in looks
+        ]
+        share = (time.perf_counter() - started) / len(records)
+        return [replace(result, seconds=share) for result in told]
+
+    def _look(self, record: Record) -> Look:
+        quality, usable = assess(record)
         if quality.grade == "reject":
-            return self._refused(record, quality, alpha, started)
+            return Look(record, quality)
         try:
-            prepared = prepare(record, self.preparation, assessment.usable)
+            prepared = prepare(record, self.preparation, usable)
         except ValueError as error:
-            reasons = (*quality.reasons, str(error))
-            return self._refused(record, Quality("reject", reasons), alpha, started)
+            return Look(record, Quality("reject", (*quality.reasons, str(error))))
         if prepared.usable_leads < self.preparation.min_leads:
             reason = (
                 f"{prepared.usable_leads} of {len(self.preparation.leads)} leads can be judged; "
                 f"the model needs {self.preparation.min_leads}"
             )
             quality = Quality("reject", (*quality.reasons, reason))
-            return self._refused(record, quality, alpha, started, prepared.derived)
+            return Look(record, quality, derived=prepared.derived)
         if prepared.usable_leads < len(self.preparation.leads) and quality.grade == "ok":
             quality = Quality("limited", (f"{group_name(prepared)} are there",))
-        return self._judged(record, quality, prepared, alpha, started)
+        return Look(record, quality, prepared, prepared.derived)
 
-    def score_many(self, records: list[Record], *, alpha: float = 0.05) -> list[Result]:
-        return [self.score(record, alpha=alpha) for record in records]
+    def evidence(self, prepared: Prepared) -> Evidence:
+        """Map (m, time) and `whole` (k,) of a record: its windows', stitched together."""
+        return next(self.evidences([prepared]))
 
-    def evidence(self, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-        """Map (m, time) and `whole` (k,) of a record: windows one by one, stitched together.
+    def evidences(self, prepared: Sequence[Prepared]) -> Iterator[Evidence]:
+        """`evidence` of each, the same to the last bit in any crowd."""
+        windows = sum(len(each.windows) for each in prepared)
+        return evidences(self.run, prepared, self.crowd if windows >= CROWD else 1)
 
-        One window at a time, so that a record's numbers are the same to the last bit in any crowd.
+    @cached_property
+    def crowd(self) -> int:
+        """`CROWD`, or 1 where a window's numbers would not be the same to the last bit in it.
+
+        Tried, as it depends on the model, the runtime and the machine.
         """
-        return evidence(self.run, prepared)
+        rng = np.random.default_rng(0)
+        x = list(rng.normal(size=(CROWD, *self.preparation.shape)).astype(np.float32))
+        alone, among = (list(_pieces(self.run, x, crowd)) for crowd in (1, CROWD))
+        pairs = zip(alone, among, strict=True)
+        same = all(
+            np.array_equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True)
+        )
+        return CROWD if same else 1
 
-    def judge(self, prepared: Prepared) -> Judgement:
-        """What the model says of a prepared record."""
-        map, whole = self.evidence(prepared)
+    def judge(self, prepared: Prepared, evidence: Evidence | None = None) -> Judgement:
+        """What the model says of a prepared record, whose `evidence` it may have given before."""
+        map, whole = evidence or self.evidence(prepared)
         valid = row_validity(prepared.valid, len(map))
         value = score(features(map, valid, whole, tuple(self.card["whole"])), self.rule)
         smooth = self.card["smooth_s"] * self.preparation.rate_hz
@@ -145,41 +196,34 @@ class Bundle:
             relative(map, valid, self.rule, smooth),
         )
 
-    def _judged(
-        self, record: Record, quality: Quality, prepared: Prepared, alpha: float, started: float
-    ) -> Result:
-        value, p_value, rows, standing = self.judge(prepared)
-        leads = self.preparation.leads if len(rows) == len(prepared.valid) else ("all",)
+    def _judged(self, look: Look, prepared: Prepared, judgement: Judgement, alpha: float) -> Result:
+        value, p_value, rows, standing = judgement
         rate_hz = self.preparation.rate_hz
+        leads = self.preparation.leads if len(rows) == len(prepared.valid) else ("all",)
         return Result(
-            record=record,
+            record=look.record,
             score=value,
             p_value=p_value,
             p_group=group_name(prepared),
             decision=decide(p_value, alpha),
             alpha=alpha,
-            quality=quality,
+            quality=look.quality,
             lead_scores={k: float(v) for k, v in zip(leads, rows, strict=True) if math.isfinite(v)},
             intervals=intervals(standing, leads, rate_hz),
             map=standing,
             map_leads=leads,
             map_rate_hz=rate_hz,
-            leads_derived=prepared.derived,
+            leads_derived=look.derived,
             model_id=self.id,
             model_sha256=self.sha256,
-            seconds=time.perf_counter() - started,
         )
 
-    def _refused(
-        self, record: Record, quality: Quality, alpha: float, started: float,
-        derived: tuple[str, ...] = (),
-    ) -> Result:  # fmt: skip
+    def _refused(self, look: Look, alpha: float) -> Result:
         return Result(
-            record=record, score=math.nan, p_value=None, p_group="", decision=NOT_ASSESSABLE,
-            alpha=alpha, quality=quality, lead_scores={}, intervals=(),
+            record=look.record, score=math.nan, p_value=None, p_group="", decision=NOT_ASSESSABLE,
+            alpha=alpha, quality=look.quality, lead_scores={}, intervals=(),
             map=np.zeros((0, 0), np.float32), map_leads=(), map_rate_hz=self.preparation.rate_hz,
-            leads_derived=derived, model_id=self.id, model_sha256=self.sha256,
-            seconds=time.perf_counter() - started,
+            leads_derived=look.derived, model_id=self.id, model_sha256=self.sha256,
         )  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:
@@ -191,11 +235,25 @@ class Bundle:
         return _copy(self.folder, Path(folder))
 
 
-def evidence(run: Run, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    pieces = [run(window[None]) for window in prepared.windows]
-    maps = np.concatenate([map for map, _ in pieces])
-    whole = np.concatenate([whole for _, whole in pieces]).mean(axis=0)
-    return stitch(maps, prepared.starts, prepared.valid.shape[1]), whole
+def evidence(run: Run, prepared: Prepared) -> Evidence:
+    return next(evidences(run, [prepared], 1))
+
+
+def evidences(run: Run, prepared: Sequence[Prepared], crowd: int) -> Iterator[Evidence]:
+    """Of each record, whose windows go through the model `crowd` at a time; those left, alone."""
+    pieces = _pieces(run, [window for each in prepared for window in each.windows], crowd)
+    for each in prepared:
+        maps, wholes = zip(*(next(pieces) for _ in each.windows), strict=True)
+        whole = np.stack(wholes).mean(axis=0)
+        yield stitch(np.stack(maps), each.starts, each.valid.shape[1]), whole
+
+
+def _pieces(run: Run, windows: Sequence[np.ndarray], crowd: int) -> Iterator[Evidence]:
+    """Map (m, window) and `whole` (k,) of each of `windows` (leads, window)."""
+    for first in range(0, len(windows), crowd):
+        batch = windows[first : first + crowd]
+        for part in [batch] if len(batch) == crowd else [[window] for window in batch]:
+            yield from zip(*run(np.stack(part)), strict=True)
 
 
 def group_name(prepared: Prepared) -> str:

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgad.parts.layers import pick
@@ -37,7 +39,9 @@ class Bank(nn.Module):
         """(.., d) -> (..): squared distance to the nearest centre, over d."""
         centres = self.get_buffer("centres")
         across = centres.square().sum(1) - 2 * rows @ centres.T  # (.., k)
-        return (across.amin(-1) + rows.square().sum(-1)).clamp(min=0) / rows.shape[-1]
+        # ONNX Runtime adds a row up in an order that depends on where in memory it begins
+        even = F.pad(rows, (0, -rows.shape[-1] % 8))
+        return (across.amin(-1) + even.square().sum(-1)).clamp(min=0) / rows.shape[-1]
 
     @torch.no_grad()
     def fit(self, rows: Tensor, most: int = 50_000) -> None:
@@ -234,7 +238,8 @@ class Rhythm(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(b, c, t) -> (b, pieces, lags), each 1 where a piece repeats itself exactly."""
-        speed = torch.cat([x[..., 1:] - x[..., :-1], torch.zeros_like(x[..., :1])], -1).abs().sum(1)
+        speed = torch.cat([x[..., 1:] - x[..., :-1], torch.zeros_like(x[..., :1])], -1).abs()
+        speed = reduce(torch.add, speed.unbind(1))  # `sum` rounds otherwise in larger batches
         speed = speed[:, : self.length * self.pool].unflatten(1, (self.length, self.pool)).mean(2)
         cut = pick(speed, 1, self.get_buffer("pieces"))  # (b, pieces, samples)
         cut = cut - cut.mean(-1, keepdim=True)

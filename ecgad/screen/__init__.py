@@ -22,16 +22,17 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecgad.bundle import Bundle, load
+from ecgad.bundle import CROWD, Bundle, load
 from ecgad.calibrate import check_alpha
 from ecgad.read import FORMATS, find, read_hours
-from ecgad.record import ReadError, Result
+from ecgad.record import ReadError, Record, Result
 from ecgad.screen import folder, site
 from ecgad.screen.progress import Progress
 from ecgad.screen.rows import Row, failed_row, result_row, schema, strangest
@@ -40,10 +41,11 @@ from ecgad.screen.workers import Done, run_chunks
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["NothingToScore", "schema", "score_file", "screen", "take_shard"]
+__all__ = ["NothingToScore", "schema", "score_file", "score_files", "screen", "take_shard"]
 
 TOP = 20  # records drawn in the report
 LISTED = 10  # records told of at the end, at least
+SHORT_S = 60.0  # of a longer record there are windows enough to go through the model together
 
 
 class NothingToScore(ValueError):
@@ -128,16 +130,49 @@ def take_shard(places: list[Path], shard: str | None) -> list[Path]:
     return places[int(i) - 1 :: int(n)]
 
 
-def score_file(path: str, bundle: Bundle, alpha: float) -> tuple[Row, Result | None]:
-    """The row of one file, and its result unless the row is that of a failure. Never raises."""
+def score_file(
+    path: str, bundle: Bundle, alpha: float, pieces: Iterable[Record] | None = None
+) -> tuple[Row, Result | None]:
+    """The row of one file, whose `pieces` may have been read before, and its result unless the row
+    is that of a failure. Never raises."""
     try:
-        result = bundle.score_hours(read_hours(path), alpha=alpha)
+        result = bundle.score_hours(pieces or read_hours(path), alpha=alpha)
         return result_row(result, path), result
-    except ReadError as error:
-        return failed_row(path, str(error), bundle), None
     except Exception as error:
-        what = f"{path}: {type(error).__name__}: {error}; not foreseen: report it with this file"
-        return failed_row(path, what, bundle), None
+        return _failure(path, error, bundle), None
+
+
+def score_files(paths: Sequence[str], bundle: Bundle, alpha: float) -> list[Row]:
+    """`score_file` of each: the same rows, in less time where records are short."""
+    crowds = (paths[first : first + CROWD] for first in range(0, len(paths), CROWD))
+    return [row for crowd in crowds for row in _score_crowd(crowd, bundle, alpha)]
+
+
+def _score_crowd(paths: Sequence[str], bundle: Bundle, alpha: float) -> list[Row]:
+    rows, short = dict[str, Row](), dict[str, Record]()
+    for path in paths:
+        try:
+            first = next(pieces := read_hours(path))
+        except Exception as error:
+            rows[path] = _failure(path, error, bundle)
+            continue
+        if first.duration_s <= SHORT_S:
+            short[path] = first
+        else:
+            rows[path] = score_file(path, bundle, alpha, chain([first], pieces))[0]
+    try:
+        results = bundle.score_many(list(short.values()), alpha=alpha)
+        rows |= {path: result_row(r, path) for path, r in zip(short, results, strict=True)}
+    except Exception:  # over which of them, each by itself will tell
+        rows |= {path: score_file(path, bundle, alpha, [r])[0] for path, r in short.items()}
+    return [rows[path] for path in paths]
+
+
+def _failure(path: str, error: Exception, bundle: Bundle) -> Row:
+    if isinstance(error, ReadError):
+        return failed_row(path, str(error), bundle)
+    what = f"{path}: {type(error).__name__}: {error}; not foreseen: report it with this file"
+    return failed_row(path, what, bundle)
 
 
 def _runner(engine: str, workers: int | None) -> Callable[..., Generator[Done]]:
@@ -181,10 +216,10 @@ def _score_parts(
         folder.write_manifest(out, manifest)
 
 
-def _scorer(home: Path, alpha: float) -> Callable[[str], Row]:
-    """What a process does with a path; it loads the model once."""
+def _scorer(home: Path, alpha: float) -> Callable[[Sequence[str]], list[Row]]:
+    """What a process does with paths; it loads the model once."""
     bundle = load(home)
-    return lambda path: score_file(path, bundle, alpha)[0]
+    return lambda paths: score_files(paths, bundle, alpha)
 
 
 def _lost(home: Path, path: str, code: int | None) -> Row:
@@ -211,14 +246,14 @@ def _draw(out: Path, top: list[Row], home: Path, alpha: float, workers: int, qui
     write_report(out, pages=pages)
 
 
-def _drawer(home: Path, alpha: float) -> Callable[[str], str | None]:
+def _drawer(home: Path, alpha: float) -> Callable[[Sequence[str]], list[str | None]]:
     from ecgad.report.page import page_html
 
     bundle = load(home)
 
-    def draw(path: str) -> str | None:
-        result = score_file(path, bundle, alpha)[1]
-        return page_html(result) if result else None
+    def draw(paths: Sequence[str]) -> list[str | None]:
+        results = [score_file(path, bundle, alpha)[1] for path in paths]
+        return [page_html(result) if result else None for result in results]
 
     return draw
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ecgad.screen.workers import Done, GiveUp, Make, one_by_one
+from ecgad.screen.workers import Done, GiveUp, Make, Work, one_by_one
 
 TRIES = 3  # of a chunk whose process dies, before its items are done one by one
 
@@ -86,12 +86,12 @@ def _result(ray: Any, ref: Any) -> Done | None:
 def _work(recipe: bytes, number: int, items: Sequence[Any]) -> Done:
     """What a node does."""
     work, started = _made(recipe), time.perf_counter()
-    results = [work(item) for item in items]
+    results = work(items)
     return Done(number, results, time.perf_counter() - started)
 
 
 @lru_cache(maxsize=1)
-def _made(recipe: bytes) -> Callable[[Any], Any]:
+def _made(recipe: bytes) -> Work:
     """Loads the model once in each process, which Ray uses again for the next chunk."""
     return pickle.loads(recipe)()
 

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 _CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
 
-Make = Callable[[], Callable[[Any], Any]]  # called once in each process; picklable
+Work = Callable[[Sequence[Any]], list[Any]]  # items -> a result for each, in their order
+Make = Callable[[], Work]  # called once in each process; picklable
 GiveUp = Callable[[Any, int | None], Any]  # (item, exit code) -> what stands for its result
 
 
@@ -36,8 +37,8 @@ class Done(NamedTuple):
 def run_chunks(
     chunks: Mapping[int, Sequence[Any]], make: Make, give_up: GiveUp, workers: int
 ) -> Generator[Done]:
-    """Runs the function that `make()` gives over the items of `chunks`, which come back in any
-    order; with one worker (or one chunk) in this process. Raises `RuntimeError` when a process
+    """Runs the function that `make()` gives over each of `chunks`, which come back in any order;
+    with one worker (or one chunk) in this process. Raises `RuntimeError` when a process
     cannot start. Close the iterator to stop the processes."""
     workers = min(workers, len(chunks))
     if workers <= 1:
@@ -69,9 +70,9 @@ def run_chunks(
             worker.stop()
 
 
-def _run(work: Callable[[Any], Any], number: int, items: Sequence[Any]) -> Done:
+def _run(work: Work, number: int, items: Sequence[Any]) -> Done:
     started = time.perf_counter()
-    results = [work(item) for item in items]
+    results = work(items)
     return Done(number, results, time.perf_counter() - started)
 
 
