@@ -161,8 +161,10 @@ def _stretches(above: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray, np.
 
     Runs fewer than `gap` apart are joined before.
     """
-    steps = np.diff(above.view(np.int8), axis=1, prepend=0, append=0)
-    (row, start), end = np.nonzero(steps > 0), np.nonzero(steps < 0)[1]
+    between = np.zeros((len(above), above.shape[1] + 2), bool)
+    between[:, 1:-1] = above
+    row, place = np.nonzero(between[:, 1:] != between[:, :-1])  # a start, its end, a start ...
+    row, start, end = row[::2], place[::2], place[1::2]
     apart = (row[1:] != row[:-1]) | (start[1:] - end[:-1] >= gap)
     first, last = np.append(True, apart)[: len(row)], np.append(apart, True)[: len(row)]
     row, start, end = row[first], start[first], end[last]

@@ -34,7 +34,7 @@ def counted(function):
     return count
 
 os.fsync, os.replace, os.rename = map(counted, (os.fsync, os.replace, os.rename))
-screen.score_file = counted(screen.score_file)
+screen.read_hours = counted(screen.read_hours)
 screen.screen(archive, out, model=model, workers=int(workers), quiet=True)
 """
 

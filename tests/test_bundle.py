@@ -12,12 +12,13 @@ import pytest
 from archive import TINY, tiny_model
 
 from ecgad import load, train
-from ecgad.bundle import Bundle, load_detector
+from ecgad.bundle import CROWD, Bundle, load_detector
 from ecgad.export import disagreement, export_onnx, run_onnx
 from ecgad.learn import Normals, Pretraining, calibrate, damage_probe, learn
 from ecgad.prepare.signal import Preparation, prepare
 from ecgad.record import LEADS, NOT_ASSESSABLE, Record
 from ecgad.score import fit_rule
+from ecgad.screen.rows import result_row
 from ecgad.train import Budget
 
 Ecg = Callable[..., np.ndarray]
@@ -76,10 +77,44 @@ def test_a_card_of_another_schema_is_refused(folder: Path):
         Bundle(card, run_onnx(folder / "model.onnx"))
 
 
-def test_a_record_scores_the_same_alone_and_in_any_crowd(model: Bundle, ecg: Ecg):
-    crowd = [record(mv) for mv in ecg(5, seed=4, t=1000)]
-    alone = [model.score(r).score for r in crowd]
-    assert [r.score for r in model.score_many(crowd[::-1])][::-1] == alone
+def in_crowds(model: Bundle, ecg: Ecg) -> list[int]:
+    """Scores 18 records alone and together, which must not differ; sizes of the batches then."""
+    crowd = [record(mv) for mv in ecg(16, seed=4, t=1000)]
+    crowd.insert(
+        3,
+        replace(crowd[0], signal=crowd[0].signal[:2], valid=crowd[0].valid[:2], leads=("I", "II")),
+    )
+    crowd.insert(5, record(ecg(1, seed=5, t=2500)[0]))  # three windows
+    alone, run, sizes = [model.score(r) for r in crowd], model.run, list[int]()
+    assert model.crowd  # tried before batches are counted
+
+    def counted(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sizes.append(len(x))
+        return run(x)
+
+    model.run = counted
+    for step in (1, -1):
+        among = model.score_many(crowd[::step])[::step]
+        for one, other in zip(alone, among, strict=True):
+            assert result_row(one, "") == result_row(other, "")
+            np.testing.assert_array_equal(one.map, other.map)
+    model.run = run
+    return sizes
+
+
+def test_a_record_scores_the_same_alone_and_in_any_crowd(folder: Path, ecg: Ecg):
+    for bundle in (load(folder), load()):
+        sizes = in_crowds(bundle, ecg)
+        assert sum(sizes) == 2 * (16 + 3)
+        assert set(sizes) == {1, CROWD}
+
+
+def test_a_window_whose_bits_depend_on_its_neighbours_is_alone(model: Bundle, ecg: Ecg):
+    def shaky(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        map, whole = model.run(x)
+        return map * np.float32(1 + (len(x) > 1) * 1e-6), whole
+
+    assert set(in_crowds(Bundle(model.card, shaky), ecg)) == {1}
 
 
 def test_a_record_too_short_or_with_too_few_leads_is_not_assessable(model: Bundle, one: Record):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ecgad.export import export_onnx, run_onnx
 from ecgad.flops import count
 from ecgad.methods.mmae import Config, Model, normalise
 from ecgad.train import Budget, fit
@@ -316,3 +317,16 @@ def test_what_needs_time_is_refused_for_pictures_and_short_signals():
         Model((3, 16, 16), Config(segment=(4, 4), local=(2, 2), rounds=4))
     with pytest.raises(ValueError, match=r"longer than 400 samples, not of \(3, 300\)"):
         Model((3, 300), Config(segment=(10,), rounds=4))
+
+
+@pytest.mark.parametrize("leads", [2, 12])
+def test_in_onnx_runtime_no_bit_depends_on_the_batch(tmp_path, ecg, leads):
+    x = ecg(16, seed=6, t=1000)[:, :leads]
+    model = built(Config(segment=(10,), width=16, depth=1, decoder_width=16), (leads, 1000))
+    model.settle([torch.from_numpy(x)])
+    export_onnx(model, tmp_path / "model.onnx", x)
+    run = run_onnx(tmp_path / "model.onnx")
+    alone = [run(window[None]) for window in x]
+    for size in (3, 8, 16):
+        for among, each in zip(run(x[:size]), zip(*alone[:size], strict=True), strict=True):
+            np.testing.assert_array_equal(among, np.concatenate(each))

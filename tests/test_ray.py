@@ -25,27 +25,27 @@ doomed, died = Path(marks, "doomed"), Path(marks, "died")  # what has happened s
 def troubled(make):
     work, until = make(), time.time() + 400
 
-    def do(path):
+    def do(paths):
         if "DOOMED" in os.environ:
             doomed.touch()
             time.sleep(1000)
         while not doomed.exists() and time.time() < until:  # or this node might do all the work
             time.sleep(0.1)
-        if path.endswith("r05.hea") and not died.exists():
+        if any(path.endswith("r05.hea") for path in paths) and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return work(path)
+        return work(paths)
 
     return do
 
 
 def make():
-    def square(number):
-        if number == 4:
+    def squares(numbers):
+        if 4 in numbers:
             os.kill(os.getpid(), signal.SIGKILL)
-        return number * number
+        return [number * number for number in numbers]
 
-    return square
+    return squares
 
 
 def broken():

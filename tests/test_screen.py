@@ -306,15 +306,15 @@ def test_an_unfinished_run_goes_on_with_the_inputs_it_began_with(model, tmp_path
 def test_a_file_deleted_while_its_folder_is_screened_is_a_row(model, tmp_path, ecg, monkeypatch):
     for i, mv in enumerate(ecg(3, seed=9, t=1000)):
         write_record(tmp_path / "in", f"r{i}", mv)
-    score, seen = SCREEN.score_file, []
+    read_one, seen = SCREEN.read_hours, []
 
-    def score_and_delete(path, *args):
+    def read_and_delete(path):
         if not seen:
             (tmp_path / "in/r1.dat").unlink()
         seen.append(path)
-        return score(path, *args)
+        return read_one(path)
 
-    monkeypatch.setattr(SCREEN, "score_file", score_and_delete)
+    monkeypatch.setattr(SCREEN, "read_hours", read_and_delete)
     table = screen(tmp_path / "in", tmp_path / "out", model=model, workers=1, quiet=True)
     assert "'r1.dat' that its header names is not there" in row_of(table, "r1")["error"]
     assert counts(table)["scored"] == 2
@@ -402,17 +402,37 @@ def test_parts_of_unknown_origin_are_not_added_to(archive, model, tmp_path):
 
 
 def test_an_error_nobody_foresaw_is_a_row_with_its_type(archive, model, tmp_path, monkeypatch):
-    score = Bundle._scored
+    look = Bundle._look
 
-    def fails_once(self, record, alpha):
+    def fails_once(self, record):
         if record.record_id == "r05":
             raise ZeroDivisionError("by\nzero")
-        return score(self, record, alpha)
+        return look(self, record)
 
-    monkeypatch.setattr(Bundle, "_scored", fails_once)
+    monkeypatch.setattr(Bundle, "_look", fails_once)
     table = screen(archive / "good", tmp_path, model=model, workers=1, quiet=True)
     assert counts(table)["scored"] == 21
     assert "good/r05.hea: ZeroDivisionError: by zero; " in row_of(table, "r05")["error"]
+
+
+def test_files_scored_together_have_the_rows_they_have_alone(
+    archive, model, tmp_path, ecg, monkeypatch
+):
+    bundle, seen = load(model), []
+    scored = Bundle._scored
+    monkeypatch.setattr(
+        Bundle,
+        "_scored",
+        lambda self, records, alpha: seen.append(len(records)) or scored(self, records, alpha),
+    )
+    long = write_record(tmp_path, "long", ecg(1, seed=8, t=2000)[0])
+    paths = [str(path) for path in find([archive, long])]
+    monkeypatch.setattr(SCREEN, "SHORT_S", 15.0)
+    alone = [SCREEN.score_file(path, bundle, 0.05)[0] for path in paths]
+    assert set(seen) == {1}
+    seen.clear()
+    assert SCREEN.score_files(paths, bundle, 0.05) == alone
+    assert sorted(seen) == [1, 4, 4, 8, 8]  # one is long, four are unreadable
 
 
 def test_a_model_not_saved_yet_is_saved_with_the_results(archive, model, tmp_path):
@@ -477,7 +497,7 @@ def _square(deadly: dict[int, Path | None]):
                 os.kill(os.getpid(), signal.SIGKILL)
         return number * number
 
-    return square
+    return lambda numbers: [square(number) for number in numbers]
 
 
 def _gone(number, code):
@@ -518,7 +538,7 @@ def test_processes_started_here_use_one_thread_and_the_parent_is_left_alone(monk
 
 
 def _getenv():
-    return os.environ.get
+    return lambda names: [os.environ.get(name) for name in names]
 
 
 # Progress

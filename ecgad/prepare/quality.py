@@ -13,6 +13,7 @@ No beat is looked for. A lead is usable when at least half of its samples are.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from statistics import median
 from typing import NamedTuple
 
@@ -56,19 +57,19 @@ def assess(record: Record, min_leads: int = 1) -> Assessment:
     time, second = x.shape[1], min(max(round(record.rate_hz), 1), x.shape[1])
     top, bottom = _extremes(x, ok, second)
     still = _flat(x, ok, top - bottom, second)
-    alive = ok & ~still
+    alive = ok & ~still if still.any() else ok
     swing = _swing_in_a_second(top, bottom)  # (leads,) mV
     if still.any():
         top, bottom = _extremes(x, alive, second)
         swing = _swing_in_a_second(top, bottom) if alive.any() else swing
     recorded = _count(ok)
     missing = 2 * recorded < time
-    flat = ~missing & (2 * _count(alive) < recorded)
+    flat = ~missing & (2 * (recorded if alive is ok else _count(alive)) < recorded)
     if unit := _unit_problem(swing, ~missing & ~flat):
         return _reject(ok, [unit])
     wild = _wild(x, alive, top, bottom)
     if wild.any():
-        alive &= ~wild
+        alive = alive & ~wild
         top, bottom = _extremes(x, alive, second)
     large = ~missing & ~flat & (swing > SWING_MV[1])
     clipped = _clipped_at(x, alive, top, bottom, record.rate_hz)  # (leads,) mV, NaN when not
@@ -213,8 +214,7 @@ def _einthoven(record: Record, x: np.ndarray, usable: np.ndarray) -> list[str]:
         for row, lead in enumerate(record.leads)
         if lead in LIMB and lead not in record.derived and usable[row].any()
     }
-    known = np.array([lead in recorded for lead in LIMB])
-    laws = _LAWS[~_LAWS[:, ~known].any(axis=1)][:, known]  # those whose leads are all here
+    laws = _laws(frozenset(recorded))
     rows = [recorded[lead] for lead in LIMB if lead in recorded]
     together = usable[rows].all(axis=0)
     if not len(laws) or np.count_nonzero(together) < record.rate_hz:
@@ -228,6 +228,13 @@ def _einthoven(record: Record, x: np.ndarray, usable: np.ndarray) -> list[str]:
         return []
     suspicion = _suspicion(laws, covariance, broken)
     return [f"limb leads break Einthoven's law by {broken:.2g} mV rms: {suspicion}"]
+
+
+@lru_cache
+def _laws(recorded: frozenset[str]) -> np.ndarray:
+    """Those of `_LAWS` whose leads were all recorded, without columns for the others."""
+    known = np.array([lead in recorded for lead in LIMB])
+    return _LAWS[~_LAWS[:, ~known].any(axis=1)][:, known]
 
 
 def _rms(laws: np.ndarray, covariance: np.ndarray) -> float:

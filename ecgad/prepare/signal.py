@@ -98,7 +98,7 @@ def resample(record: Record, rate_hz: float) -> Record:
     """To another rate by a polyphase filter; the Record then says what it was resampled from."""
     if record.rate_hz == rate_hz:
         return record
-    ratio = Fraction(rate_hz / record.rate_hz).limit_denominator(1000)
+    ratio = _ratio(rate_hz / record.rate_hz)
     signal = _polyphase(record.signal, ratio.numerator, ratio.denominator)
     return replace(
         record,
@@ -107,6 +107,11 @@ def resample(record: Record, rate_hz: float) -> Record:
         rate_hz=rate_hz,
         resampled_from=record.rate_hz,
     )
+
+
+@lru_cache
+def _ratio(rates: float) -> Fraction:
+    return Fraction(rates).limit_denominator(1000)
 
 
 def _polyphase(signal: np.ndarray, up: int, down: int) -> np.ndarray:
@@ -182,7 +187,7 @@ def prepare(record: Record, preparation: Preparation, usable: np.ndarray | None 
     record = _select(resample(derive(record), preparation.rate_hz), preparation.leads)
     filtered = bandpass(record.signal, preparation).astype(np.float32)
     signal = _scale(filtered, record.valid, preparation)
-    signal = np.where(record.valid, signal, 0).astype(np.float32)
+    signal = np.where(record.valid, signal, 0).astype(np.float32, copy=False)
     starts = margin + window_starts(signal.shape[1] - 2 * margin, preparation.window)
     windows = np.stack([signal[:, s : s + preparation.window] for s in starts])
     time = np.arange(signal.shape[1])
@@ -192,7 +197,9 @@ def prepare(record: Record, preparation: Preparation, usable: np.ndarray | None 
 
 def window_starts(length: int, window: int) -> np.ndarray:
     """Where windows begin that cover `length` samples: one after another, the last moved back."""
-    return np.unique(np.minimum(np.arange(0, length, window), length - window))
+    starts = np.arange(0, length, window)
+    starts[-1] = length - window
+    return starts
 
 
 def stitch(maps: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
@@ -200,6 +207,8 @@ def stitch(maps: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
 
     0 where no window lies.
     """
+    if len(maps) == 1 and maps.shape[2] == length:
+        return maps[0]
     total = np.zeros((maps.shape[1], length), np.float32)
     count = np.zeros(length, np.float32)
     for piece, start in zip(maps, starts, strict=True):
@@ -248,6 +257,8 @@ def _bridge(signal: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 def _select(record: Record, leads: tuple[str, ...]) -> Record:
     """Exactly `leads`, by name; an absent one is 0 and nowhere valid."""
+    if record.leads == leads:
+        return record
     rows = [record.leads.index(lead) if lead in record.leads else None for lead in leads]
     if all(row is None for row in rows):
         raise ValueError(f"leads {', '.join(record.leads)}; the model knows {', '.join(leads)}")

@@ -34,6 +34,7 @@ _MV = {"mv": 1.0, "uv": 1e-3, "µv".casefold(): 1e-3, "nv": 1e-6, "v": 1e3}
 _MV |= {"millivolt": 1.0, "millivolts": 1.0, "microvolt": 1e-3, "microvolts": 1e-3}
 
 BLOCK = 2**16  # frames that are summed at a time
+_LARGEST = float(np.finfo(np.float32).max)
 
 # The count that means "no sample here" (signal(5)).
 _INVALID = {"16": -(2**15), "61": -(2**15), "160": -(2**15), "212": -(2**11), "24": -(2**23)}
@@ -200,12 +201,16 @@ def _to_mv(counts: np.ndarray, channel: Channel, signal: np.ndarray, valid: np.n
     """Fill a row of `signal` with mV, and of `valid` with False where there is no sample."""
     values = np.subtract(counts, float(channel.baseline), dtype=np.float64)
     values /= channel.gain
-    if (missing := counts == _INVALID.get(channel.format)).any():
-        values[missing] = np.nan
+    lowest, highest = int(counts.min()), int(counts.max())
+    missing = _INVALID.get(channel.format)  # the lowest count that the format has
+    if lowest == missing:
+        values[counts == missing] = np.nan
     if len(values) > len(signal):
         values = values.reshape(len(signal), -1).mean(1)
     signal[:] = values
-    if not np.isfinite(signal, out=valid).all():
+    largest = max(abs(lowest - channel.baseline), abs(highest - channel.baseline))
+    if lowest == missing or not largest < _LARGEST * abs(channel.gain):
+        np.isfinite(signal, out=valid)
         signal[~valid] = 0
 
 
@@ -281,13 +286,16 @@ def _other(header: Header, files: dict[str, bytes], frames: int) -> Sequence[np.
 
 
 def _checksums(channels: Sequence[Channel], counts: Sequence[np.ndarray]) -> list[str]:
-    """A header whose sums are all 0 states none; a skewed signal has lost its ends."""
+    """A header whose sums are all 0 states none; a skewed signal has lost its ends.
+
+    A sum that overflows is right in its last 16 bits all the same.
+    """
     if not any(c.checksum for c in channels) or any(c.skew for c in channels):
         return []
     wrong = [
         canonical(c.name)
         for c, x in zip(channels, counts, strict=True)
-        if c.checksum is not None and (int(x.sum(dtype=np.int64)) - c.checksum) % 65536
+        if c.checksum is not None and (int(x.sum(dtype=x.dtype)) - c.checksum) % 65536
     ]
     what = "the samples are not those the header was made for"
     return [f"checksum of {', '.join(wrong)}: {what}"] if wrong else []

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from ecgad import __version__
-from ecgad.bundle import Bundle
+from ecgad.bundle import CROWD, Bundle
 from ecgad.drift import drift, words
 from ecgad.screen.rows import VERSION, Row, counts, schema
 from ecgad.screen.site import compare
@@ -103,8 +103,8 @@ def plan(
 
 
 def chunk_size(inputs: int) -> int:
-    """Records in a part."""
-    return min(max(inputs // 100, 8), 1024)
+    """Records in a part: about a hundredth of them, and whole crowds."""
+    return min(-(-inputs // (100 * CROWD)) * CROWD, 1024)
 
 
 def begin(out: Path, planned: Manifest) -> Manifest:
