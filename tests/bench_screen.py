@@ -8,12 +8,14 @@ an idle machine they differ by a tenth from run to run, so measure several times
 in turn (in another checkout with PYTHONPATH=. , or the installed package is measured).
 
 Printed are
-    end to end / model    rate of `ecgad screen`, files to rows, over that of the model alone
+    end to end / model    rate of `ecgad screen`, files to rows, over that of the model alone, which
+                          takes as many windows at a time as there
     model / sgemm         rate of the model through ONNX Runtime over that of a 1024 x 1024 float32
                           matrix product, both in multiply-accumulates a second
     records / MCF         records screened in the time that MCF (Jiang et al., MICCAI 2023) needs
                           for one: 24 passes of 0.910 GMAC at 12 x 4800, timed as a stack of five
-                          strided convolutions, in ONNX Runtime too
+                          strided convolutions, in ONNX Runtime too, one or as many at a time as
+                          above, whichever is faster
     profile               where the time goes
     --batches             the model's rate, and whether its bits are the same, at larger batches
 """
@@ -34,6 +36,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 import numpy as np  # noqa: E402
 
 from ecgad import load, read  # noqa: E402
+from ecgad.bundle import CROWD, Bundle  # noqa: E402
 from ecgad.flops import MCF  # noqa: E402
 from ecgad.prepare.quality import assess  # noqa: E402
 from ecgad.prepare.signal import prepare  # noqa: E402
@@ -81,16 +84,16 @@ def mcf_seconds() -> float:
     graph = helper.make_graph(
         nodes,
         "stack",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 12, 4800])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, MCF_WIDTHS[-1], length])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 12, 4800])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", MCF_WIDTHS[-1], length])],
         weights,
     )
     with tempfile.TemporaryDirectory() as place:
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
         save(made, file := f"{place}/stack.onnx")
         session = _session(file)
-    x = rng.normal(size=(1, 12, 4800)).astype(np.float32)
-    one = seconds(lambda: session.run(None, {"x": x}))
+    x = rng.normal(size=(CROWD, 12, 4800)).astype(np.float32)
+    one = min(seconds(lambda n=n: session.run(None, {"x": x[:n]})) / n for n in (1, CROWD))
     return one * MCF.macs_pass / macs * MCF.passes[0]
 
 
@@ -120,27 +123,27 @@ def archive(place: Path, records: int) -> Path:
     return place
 
 
-def profile(paths: list[Path], bundle) -> dict[str, float]:
-    """Milliseconds a record in each stage."""
+def profile(paths: list[Path], bundle: Bundle) -> dict[str, float]:
+    """Milliseconds a record in each stage, as many records at a time as in a screening."""
     spent = dict.fromkeys(("read", "quality", "prepare", "model", "score", "write"), 0.0)
     rows, clock = [], time.process_time
-    for path in paths:
-        t0 = clock()
-        record = read(path)
-        t1 = clock()
-        assessment = assess(record)
-        t2 = clock()
-        prepared = prepare(record, bundle.preparation, assessment.usable)
-        t3 = clock()
-        for window in prepared.windows:
-            bundle.run(window[None])
-        t4 = clock()
-        result = bundle.score(record)
-        rows.append(result_row(result, str(path)))
-        t5 = clock()
-        for stage, took in zip(spent, (t1 - t0, t2 - t1, t3 - t2, t4 - t3), strict=False):
-            spent[stage] += took
-        spent["score"] += (t5 - t4) - (t4 - t1)  # what `score` does beside the three above
+    for first in range(0, len(paths), CROWD):
+        crowd, times = paths[first : first + CROWD], [clock()]
+        records = [read(path) for path in crowd]
+        times.append(clock())
+        usable = [assess(record).usable for record in records]
+        times.append(clock())
+        pairs = zip(records, usable, strict=True)
+        prepared = [prepare(record, bundle.preparation, ok) for record, ok in pairs]
+        times.append(clock())
+        list(bundle.evidences(prepared))
+        times.append(clock())
+        results = bundle.score_many(records)
+        rows += [result_row(r, str(path)) for r, path in zip(results, crowd, strict=True)]
+        times.append(clock())
+        for stage, begin, end in zip(spent, times, times[1:], strict=False):
+            spent[stage] += end - begin
+        spent["score"] -= times[4] - times[1]  # what `score_many` does beside the three before it
     with tempfile.TemporaryDirectory() as place:
         before = clock()
         write_part(Path(place, "part-00000.parquet"), rows)
@@ -148,7 +151,7 @@ def profile(paths: list[Path], bundle) -> dict[str, float]:
     return {stage: 1000 * took / len(paths) for stage, took in spent.items()}
 
 
-def batches(bundle, windows: np.ndarray) -> None:
+def batches(bundle: Bundle, windows: np.ndarray) -> None:
     alone = np.concatenate([bundle.run(x[None])[0] for x in windows])
     for size in (1, 2, 4, 8, 16, 64):
         crowd = windows[:size]
@@ -166,12 +169,12 @@ def main(records: int, model: str | None, show_batches: bool) -> None:
         before = time.process_time()
         screen(paths, Path(work, "out"), model=model, workers=1, quiet=True)
         each = (time.process_time() - before) / len(paths)
-        stages = profile(paths[:100], bundle)
+        stages = profile(paths[:200], bundle)
         windows = np.concatenate(
             [prepare(read(p), bundle.preparation).windows[:1] for p in paths[:64]]
         )
-    each_window = cycle(windows)
-    model_alone = seconds(lambda: bundle.run(next(each_window)[None]))
+    crowds = cycle(np.split(windows, len(windows) // CROWD))
+    model_alone = seconds(lambda: bundle.run(next(crowds))) / CROWD
     sgemm, mcf = sgemm_rate(), mcf_seconds()
     macs = bundle.card["macs_record"]
     print(f"{bundle.id}: {len(paths)} records, {1 / each:.1f} a second end to end")
