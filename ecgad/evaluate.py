@@ -234,7 +234,7 @@ def reduced(folder: Path, settings: Mapping[str, Any], normals: Normals) -> Bund
     whole, model = load(folder), load_detector(folder, settings)
     run, cost = run_torch(model), count(model)
     seed = whole.card["seed"]
-    rule, groups = calibrate(run, normals, whole.preparation, model.whole, seed)
+    rule, groups = calibrate(run, normals, whole.preparation, model.whole, seed, model.soft)
     changed = {
         "config": asdict(model.config),  # type: ignore[call-overload]
         "whole": model.whole,

@@ -124,7 +124,7 @@ def learn(
         _begin(model, pretrain, checkpoint=begin, **common)
     fit(model, prepared_windows(normals.train), budget=budget, checkpoint=checkpoint, **common)
     run = run_torch(model, device)
-    rule, groups = calibrate(run, normals, preparation, model.whole, seed)
+    rule, groups = calibrate(run, normals, preparation, model.whole, seed, model.soft)
     damage_auroc = probe(model, rule) if probe else None
     card = _card(method, model, preparation, rule, groups, normals, seed, budget, pretrain)
     card |= {
@@ -161,6 +161,7 @@ def calibrate(
     preparation: Preparation,
     whole: tuple[str, ...],
     seed: int,
+    soft: bool = False,
 ) -> tuple[Rule, dict[str, list[float]]]:
     """The rule from the held-out normals, and the calibration scores by number of usable leads.
 
@@ -172,7 +173,7 @@ def calibrate(
         row_validity(p.valid, len(m)) for p, (m, _) in zip(normals.held_out, found, strict=True)
     ]
     maps, wholes = [m for m, _ in found], [w for _, w in found]
-    rule = fit_rule(maps, valids, wholes, whole, ("mean", *whole), smooth)
+    rule = fit_rule(maps, valids, wholes, whole, ("mean", *whole), smooth, soft)
     groups = calibration_scores(run, normals.calibration, preparation, whole, rule, seed)
     return rule, groups
 

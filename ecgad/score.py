@@ -2,8 +2,9 @@
 
 A method's evidence is a map and perhaps some numbers for the whole record. Here they become
 features (the map's mean, its top share, each column of `whole`), each standardised with held-out
-normals, and the features that the rule names are averaged. Distances have long tails, so that one
-feature could drown the others: what is above 0 in all normals is standardised as its logarithm.
+normals, and of the features that the rule names the mean is taken, or a soft maximum. Distances
+have long tails, so that one feature could drown the others: what is above 0 in all normals is
+standardised as its logarithm.
 Everything a rule needs stands in the model's card, so a record's score depends on that record and
 the model alone.
 """
@@ -33,6 +34,7 @@ class Rule:
     lead_centre: tuple[float, ...]  # per row: mean and deviation of the row's mean over normals
     lead_spread: tuple[float, ...]
     log: tuple[str, ...] = ()  # features taken as logarithms: above 0 in all held-out normals
+    soft: bool = False  # a soft maximum of the features, not their mean: strange in one is strange
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -77,6 +79,7 @@ def fit_rule(
     names: tuple[str, ...],
     use: tuple[str, ...],
     smooth: float,
+    soft: bool = False,
 ) -> Rule:
     """The rule that held-out normals give: maps (m, *grid), validity, `whole`, feature names.
 
@@ -98,6 +101,7 @@ def fit_rule(
     return Rule(
         use=tuple(use),
         log=log,
+        soft=soft,
         centre={k: float(v.mean()) for k, v in table.items()},
         spread={k: float(v.std() + 1e-12) for k, v in table.items()},
         place_limit=tuple(_floats(limits)),
@@ -107,9 +111,11 @@ def fit_rule(
 
 
 def score(row: dict[str, float], rule: Rule) -> float:
-    """The mean of the rule's features, each in deviations from the held-out normals' mean."""
+    """The mean, or soft maximum (the logarithm of the mean exponential), of the rule's features,
+    each in deviations from the held-out normals' mean."""
     values = {f: math.log(max(row[f], 1e-12)) if f in rule.log else row[f] for f in rule.use}
-    return sum((v - rule.centre[f]) / rule.spread[f] for f, v in values.items()) / len(values)
+    z = [(v - rule.centre[f]) / rule.spread[f] for f, v in values.items()]
+    return float(np.logaddexp.reduce(z)) - math.log(len(z)) if rule.soft else sum(z) / len(z)
 
 
 def lead_scores(map: np.ndarray, valid: np.ndarray, rule: Rule) -> np.ndarray:

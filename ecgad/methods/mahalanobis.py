@@ -29,14 +29,14 @@ import torch
 from torch import Tensor
 
 from ecgad.parts.detector import Detector, Evidence, Stage
-from ecgad.parts.normality import Gaussian, lagged_covariance
+from ecgad.parts.normality import LEVELS, Gaussian, lagged_covariance, quantiles
 
 FLOOR = 1e-6  # of a band's power, in the input's unit squared: 60 dB under a lead scaled to 1
 
 
 @dataclass(frozen=True)
 class Config:
-    levels: tuple[float, ...] = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the amplitude
+    levels: tuple[float, ...] = LEVELS  # of the amplitude
     slope_levels: tuple[float, ...] = (0.25, 0.5, 0.75, 0.95, 0.99)  # low slopes are rounding
     bands: int = 8  # log-spaced; fewer where the axis is too short to tell them apart
     band: tuple[float, float] = (0.005, 0.4)  # cycles a sample; 0.5 to 40 Hz at 100 Hz
@@ -119,14 +119,6 @@ class Model(Detector):
         Raises `ValueError` for fewer than two records.
         """
         self.gaussian.fit(torch.cat([self.features(x) for x in batches] or [torch.zeros(0, 1)]))
-
-
-def quantiles(values: Tensor, ranks: list[float]) -> Tensor:
-    """Of (b, c, n), between neighbours in rank: (b, c ranks). `torch.quantile` has no ONNX form."""
-    ordered = values.sort(dim=-1).values
-    below = ordered[..., [math.floor(rank) for rank in ranks]]
-    above = ordered[..., [math.ceil(rank) for rank in ranks]]
-    return torch.lerp(below, above, values.new_tensor([rank % 1 for rank in ranks])).flatten(1)
 
 
 def spectrum(along: Tensor, basis: Tensor, axis: _Axis) -> Tensor:

@@ -20,14 +20,16 @@ These maskings hide half of each region, more than in training: two of them are 
 of the cost of eight that hide a quarter (`rounds=8, hidden=0.25`).
 
 What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
-longer than a segment: neither is strange to a reconstruction. So three distances from what normal
+longer than a segment: neither is strange to a reconstruction. So four distances from what normal
 records gave, once the encoder had learned, stand beside the error at next to no cost; `beside=`
 (nothing) is the paper's method. Two are part of the map, where they and the error are each in
-multiples of normals' mean; the last one is of the whole record:
+multiples of normals' mean; the others are of the whole record, and a record is as strange as the
+strangest of map, tokens and quantiles, softly taken:
 
     patches      stretches of 0.4 s, as they are, against a bank of normal ones
     rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank
     tokens       the encoder's visible tokens against a bank of normal ones; no further pass
+    quantiles    of each lead's amplitude, averaged over 0.04 s, against a Gaussian of normal ones
 
 The roles of eqs. 1-5, the two embeddings, the shared encoder, the one-block decoder and the loss
 are the paper's. Its hyper-parameters were not public when this was written: each is a field of
@@ -46,11 +48,11 @@ from torch import Tensor, nn
 from ecgad.parts.detector import Detector, Evidence
 from ecgad.parts.layers import Block, initialise, pick, positions
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
-from ecgad.parts.normality import Bank, Patches, Rhythm, draw
+from ecgad.parts.normality import Bank, Patches, Quantiles, Rhythm, draw
 from ecgad.parts.tokens import Tokens
 
 IN_MAP = ("patches", "rhythm")
-BESIDE = (*IN_MAP, "tokens")
+BESIDE = (*IN_MAP, "tokens", "quantiles")
 BANK = 128  # centres: small beside a pass, and enough for the phases of a beat
 TOKENS = 50_000  # that the bank is made of, drawn by chance
 
@@ -84,6 +86,7 @@ class Config:
 class Model(Detector):
     """MMAE-ECG for inputs of `shape` = (c, *grid)."""
 
+    soft = True
     windows: Tensor  # buffers; the others are described in `_schedule`
     visible: Tensor
     visible_segment: Tensor
@@ -99,7 +102,7 @@ class Model(Detector):
         super().__init__(shape)
         self.config = c = config
         self.in_map = tuple(name for name in IN_MAP if name in c.beside)
-        self.whole = tuple(name for name in c.beside if name not in IN_MAP)
+        self.whole = tuple(n for n in BESIDE if n in c.beside and n not in IN_MAP)
         self.tokens = Tokens(shape, c.segment)
         self.embed = nn.Linear(self.tokens.size, c.width)
         self.blocks = nn.Sequential(*(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth)))
@@ -130,6 +133,8 @@ class Model(Detector):
             pool = max(s // 5, 1)  # 0.02 s; pieces of 4 s every 0.5 s, lags of 0.3 to 2.5 s
             piece, hop, *lags = (k * s // pool for k in (40, 5, 3, 25))
             self.rhythm = Rhythm(self.shape, pool, piece, hop, (lags[0], lags[1]))
+        if "quantiles" in beside:
+            self.quantiles = Quantiles(self.shape, _divisor(self.shape[-1], 2 * s // 5))
         for name in ("error", *self.in_map) if self.in_map else ():
             self.register_buffer(f"{name}_level", torch.ones(()))  # its mean over normals
 
@@ -162,9 +167,16 @@ class Model(Detector):
         maps = self._maps(x, z)
         if self.in_map:
             maps = {name: map / self.get_buffer(f"{name}_level") for name, map in maps.items()}
-        columns = [self.bank(self._standard(z)).mean((1, 2)) for _ in self.whole]
-        whole = torch.stack(columns, 1) if columns else x.new_zeros(x.shape[0], 0)
-        return Evidence(reduce(torch.add, maps.values()), whole)
+        return Evidence(reduce(torch.add, maps.values()), self._columns(x, z))
+
+    def _columns(self, x: Tensor, z: Tensor) -> Tensor:
+        """What stands beside the map, (b, k)."""
+        columns = [x.new_zeros(x.shape[0], 0)]
+        if "tokens" in self.whole:
+            columns.append(self.bank(self._standard(z)).mean((1, 2))[:, None])
+        if "quantiles" in self.whole:
+            columns.append(self.quantiles(x)[:, None])
+        return torch.cat(columns, 1)
 
     def _maps(self, x: Tensor, z: Tensor) -> dict[str, Tensor]:
         """The error (b, c, *grid), and what stands beside it alike in all leads: (b, 1, t) each."""
@@ -204,6 +216,8 @@ class Model(Detector):
             self.patches.fit(batches)
         if "rhythm" in self.in_map:
             self.rhythm.fit(batches)
+        if "quantiles" in self.whole:
+            self.quantiles.fit(batches)
         if self.in_map:
             self._level(batches)
 

@@ -9,6 +9,7 @@ fills in one part of it from the rest does not find strange.
     Gaussians     cells (b, d, *grid) -> draws like normals', a Gaussian for each kind of them
     Patches       signals -> Bank of stretches of the signal itself, for each segment of time
     Rhythm        signals -> Bank of the autocorrelation of the signal's speed, for each sample
+    Quantiles     signals -> Gaussian of the quantiles of each lead
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ecgad.parts.layers import pick
 
 MOST = 200_000  # cells that `Gaussians` are of
 RIDGE = 0.01  # added to each of their covariances, of the mean variance
+LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of `Quantiles`
 CONSTANT = 1e-4  # a deviation under this share of the mean is rounding, not variation
 
 
@@ -39,9 +41,7 @@ class Bank(nn.Module):
         """(.., d) -> (..): squared distance to the nearest centre, over d."""
         centres = self.get_buffer("centres")
         across = centres.square().sum(1) - 2 * rows @ centres.T  # (.., k)
-        # ONNX Runtime adds a row up in an order that depends on where in memory it begins
-        even = F.pad(rows, (0, -rows.shape[-1] % 8))
-        return (across.amin(-1) + even.square().sum(-1)).clamp(min=0) / rows.shape[-1]
+        return (across.amin(-1) + squares(rows)).clamp(min=0) / rows.shape[-1]
 
     @torch.no_grad()
     def fit(self, rows: Tensor, most: int = 50_000) -> None:
@@ -60,6 +60,15 @@ class Bank(nn.Module):
         means = MiniBatchKMeans(k, random_state=seed, batch_size=4096, n_init="auto")
         found = means.fit(rows.numpy())
         centres.copy_(torch.from_numpy(found.cluster_centers_))
+
+
+def squares(rows: Tensor) -> Tensor:
+    """Their sum along the last axis.
+
+    ONNX Runtime adds a row up in an order that depends on where in memory it begins, that is on the
+    batch; padded to whole 32 bytes, all begin alike.
+    """
+    return F.pad(rows, (0, -rows.shape[-1] % 8)).square().sum(-1)
 
 
 def draw(rows: Iterable[Tensor], total: int, most: int) -> Tensor:
@@ -86,7 +95,7 @@ class Gaussian(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(b, d) -> (b,)"""
         z = (rows - self.centre) * self.weight
-        return (z @ self.whitening).square().sum(1).sqrt()
+        return squares(z @ self.whitening).sqrt()
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
@@ -251,6 +260,41 @@ class Rhythm(nn.Module):
         self.bank.fit(torch.cat([self.features(x).flatten(0, 1) for x in batches]))
 
 
+class Quantiles(nn.Module):
+    """How unlike normal ones the amplitudes of a record are, whenever they are reached.
+
+    Each lead is averaged over `pool` samples, which takes muscle noise away, and its quantiles at
+    `LEVELS` are compared with those of normal records. What stands in every beat shows in them.
+    """
+
+    def __init__(self, shape: tuple[int, ...], pool: int) -> None:
+        super().__init__()
+        channels, t = _signal(shape, pool)
+        self.pool, self.length = pool, t // pool
+        self.ranks = [level * (self.length - 1) for level in LEVELS]
+        self.gaussian = Gaussian(channels * len(LEVELS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, t) -> (b,)"""
+        return self.gaussian(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(b, c, t) -> (b, c levels)"""
+        x = x[..., : self.length * self.pool].unflatten(2, (self.length, self.pool)).mean(3)
+        return quantiles(x, self.ranks)
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        self.gaussian.fit(torch.cat([self.features(x) for x in batches]))
+
+
+def quantiles(values: Tensor, ranks: list[float]) -> Tensor:
+    """Of (b, c, n), between neighbours in rank: (b, c ranks). `torch.quantile` has no ONNX form."""
+    ordered = values.sort(dim=-1).values
+    below = ordered[..., [math.floor(rank) for rank in ranks]]
+    above = ordered[..., [math.ceil(rank) for rank in ranks]]
+    return torch.lerp(below, above, values.new_tensor([rank % 1 for rank in ranks])).flatten(1)
+
+
 def _autocorrelation(n: int, lags: Tensor) -> dict[str, Tensor]:
     """By Wiener and Khinchin: "waves" (n, 2 freqs) give the Fourier transform of n samples, and its
     power times "back" (freqs, lags) is the autocorrelation. The period is so long that a shifted
@@ -274,7 +318,7 @@ def lagged_covariance(along: Tensor, lag: int) -> Tensor:
 def _signal(shape: tuple[int, ...], needed: int) -> tuple[int, int]:
     if len(shape) != 2 or shape[1] <= needed:
         raise ValueError(
-            f"patches and rhythm are of signals longer than {needed} samples, not of {shape}: "
-            "leave them out of `beside`"
+            f"patches, rhythm and quantiles are of signals of more than {needed} samples, not of "
+            f"{shape}: leave them out of `beside`"
         )
     return shape[0], shape[1]
