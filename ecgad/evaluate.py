@@ -81,6 +81,7 @@ PLANS = {
     "mmae-tokens": Plan(weights="mmae", settings={"beside": ("tokens",)}),
     "mmae-patches": Plan(weights="mmae", settings={"beside": ("patches",)}),
     "mmae-rhythm": Plan(weights="mmae", settings={"beside": ("rhythm",)}),
+    "mmae-quantiles": Plan(weights="mmae", settings={"beside": ("quantiles",)}),
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),
     **{name: _equal(name) for name in (*FROM_SCRATCH, *ON_ENCODER)},
