@@ -217,7 +217,7 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
 
 # What stands beside the map
 
-ALL = {"beside": ("rhythm", "tokens", "patches")}
+ALL = {"beside": ("rhythm", "quantiles", "tokens", "patches")}
 BESIDE = Config(segment=(5,), local=(4,), **SMALL | ALL)
 
 
@@ -276,13 +276,23 @@ def test_the_tokens_column_is_the_mean_distance_of_visible_tokens_to_their_neare
                 token = (token - model.token_centre[place]) / model.token_deviation
                 apart = (token[:, None] - model.bank.centres).square().mean(-1)
                 found.append(apart.amin(1))
-    assert model.whole == ("tokens",)
+    assert model.whole == ("tokens", "quantiles")
     torch.testing.assert_close(model(x[:2]).whole[:, 0], torch.stack(found).mean(0))
+
+
+def test_the_quantiles_column_is_that_of_the_record_whatever_its_order_in_time(settled):
+    model, x = settled
+    torch.testing.assert_close(model(x).whole[:, 1], model.quantiles(x))
+    torch.testing.assert_close(model(x.flip(2)).whole[:, 1], model(x).whole[:, 1])
+    only = with_parts(model, "quantiles")
+    assert only.whole == ("quantiles",)
+    torch.testing.assert_close(only(x).whole[:, 0], model.quantiles(x))
 
 
 def test_every_bank_holds_something_once_settled(settled):
     model, _ = settled
     assert all(b.centres.any() for b in (model.bank, model.patches.bank, model.rhythm.bank))
+    assert model.quantiles.gaussian.weight.all()
 
 
 def test_tokens_that_are_remembered_have_no_mean_at_any_position_and_deviation_one(settled):
@@ -305,6 +315,10 @@ def test_times_are_in_segments_of_a_tenth_of_a_second():
     assert model.rhythm.back.shape[1] == 125 - 15 + 1  # lags, 0.3 .. 2.5 s
     model = Model((12, 4800), Config())
     assert model.patches.pool == 8
+    assert (model.quantiles.pool, Model((12, 1000), Config(segment=(10,))).quantiles.pool) == (
+        16,
+        4,
+    )
     assert Model((1, 780), Config(segment=(13,))).patches.pool == 1  # 13 has no other divisor
 
 
@@ -315,7 +329,7 @@ def test_the_default_stays_within_280_million_products():
 def test_what_needs_time_is_refused_for_pictures_and_short_signals():
     with pytest.raises(ValueError, match=r"not of \(3, 16, 16\): leave them out of `beside`"):
         Model((3, 16, 16), Config(segment=(4, 4), local=(2, 2), rounds=4))
-    with pytest.raises(ValueError, match=r"longer than 400 samples, not of \(3, 300\)"):
+    with pytest.raises(ValueError, match=r"more than 400 samples, not of \(3, 300\)"):
         Model((3, 300), Config(segment=(10,), rounds=4))
 
 

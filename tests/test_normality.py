@@ -8,7 +8,7 @@ import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from ecgad.parts.normality import Bank, Gaussian, Patches, Rhythm, draw
+from ecgad.parts.normality import LEVELS, Bank, Gaussian, Patches, Quantiles, Rhythm, draw
 
 
 def beats(intervals: list[int], t: int = 1000) -> Tensor:
@@ -145,3 +145,28 @@ def test_a_flat_signal_has_no_rhythm_and_a_finite_distance():
     rhythm = Rhythm((1, 1000), pool=2, piece=200, hop=25, lags=(15, 125))
     rhythm.fit([beats([80])])
     assert torch.isfinite(rhythm(torch.zeros(1, 1, 1000))).all()
+
+
+def test_quantiles_are_those_of_each_lead_after_averaging_and_far_from_normal_ones_is_far():
+    quantiles, x = Quantiles((3, 203), pool=4), torch.randn(60, 3, 203)
+    pooled = x.numpy()[:, :, :200].reshape(60, 3, 50, 4).mean(3)
+    expected = np.quantile(pooled, LEVELS, axis=2).transpose(1, 2, 0).reshape(60, -1)
+    np.testing.assert_allclose(quantiles.features(x), expected, atol=1e-6)
+    quantiles.fit(x.split(7))
+    gaussian = Gaussian(3 * len(LEVELS))
+    gaussian.fit(rows := torch.from_numpy(expected).float())
+    np.testing.assert_allclose(quantiles(x), gaussian(rows), rtol=1e-3)
+    lifted = x.clone()
+    lifted[:, 1] = lifted[:, 1].clamp(max=0.1)  # a lead without its upper half
+    assert quantiles(lifted).min() > quantiles(x).max()
+
+
+def test_muscle_noise_moves_the_quantiles_of_averages_less():
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(40, 1, 1000)).cumsum(2).astype(np.float32) / 20)
+    noise = torch.from_numpy(rng.normal(size=(40, 1, 1000)).astype(np.float32))
+    moved = [
+        (one.features(x + 0.3 * noise) - one.features(x)).abs().mean()
+        for one in (Quantiles((1, 1000), pool=4), Quantiles((1, 1000), pool=1))
+    ]
+    assert moved[0] < 0.5 * moved[1]

@@ -75,6 +75,21 @@ def test_a_score_of_two_features_is_the_mean_of_their_deviations():
     assert score({"mean": 2.0, "top": 10.0}, rule) == pytest.approx((2.0 + 2.0) / 2)
 
 
+def test_a_soft_score_is_near_that_of_the_strangest_feature():
+    rule = a_rule(use=("mean", "top"), soft=True)
+    assert score({"mean": 2.0, "top": 10.0}, rule) == pytest.approx(2.0)  # both are 2 deviations
+    parts = (3.0, -1.0)
+    assert score({"mean": 2.5, "top": -2.0}, rule) == pytest.approx(np.log(np.exp(parts).mean()))
+    assert score({"mean": 501.0, "top": 2.0}, rule) == pytest.approx(1000 - np.log(2))
+    assert score({"mean": np.inf, "top": 2.0}, rule) == np.inf
+
+
+def test_a_rule_of_before_there_were_soft_ones_is_a_mean():
+    text = a_rule(use=("mean", "top")).to_json()
+    del text["soft"]
+    assert score({"mean": 2.5, "top": -2.0}, Rule.from_json(text)) == pytest.approx((3 - 1) / 2)
+
+
 def test_one_in_a_hundred_places_of_the_held_out_records_is_above_the_limit():
     held_out = maps()
     valid = [np.ones(m.shape, bool) for m in held_out]
