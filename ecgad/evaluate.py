@@ -82,6 +82,7 @@ PLANS = {
     "mmae-patches": Plan(weights="mmae", settings={"beside": ("patches",)}),
     "mmae-rhythm": Plan(weights="mmae", settings={"beside": ("rhythm",)}),
     "mmae-quantiles": Plan(weights="mmae", settings={"beside": ("quantiles",)}),
+    "mahalanobis-amplitudes": Plan("mahalanobis", {"slope_levels": (), "bands": 0, "lags": ()}),
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),
     **{name: _equal(name) for name in (*FROM_SCRATCH, *ON_ENCODER)},

@@ -283,18 +283,22 @@ def test_leaving_parts_out_trains_nothing(ecg: Ecg, tmp_path: Path):
         patch.setitem(ev.PLANS, "mmae", ev.Plan(settings=small))
         full = ev.trained("mmae", sets, 0, tmp_path / "mmae-0", report=lambda line: None)
         patch.setattr(ev, "learn", None)
-        rhythm, tokens, paper = (
+        rhythm, tokens, quantiles, paper = (
             ev.trained(f"mmae-{name}", sets, 0, tmp_path / f"mmae-{name}-0")
-            for name in ("rhythm", "tokens", "paper")
+            for name in ("rhythm", "tokens", "quantiles", "paper")
         )
     prepared = ev.prepared_cases(sets, "test", full.preparation)[0]
     assert prepared is not None
-    assert full.rule.use == tokens.rule.use == ("mean", "tokens")
+    assert full.rule.use == ("mean", "tokens", "quantiles")
+    assert tokens.rule.use == ("mean", "tokens")
+    assert quantiles.rule.use == ("mean", "quantiles")
+    assert all(b.rule.soft for b in (full, tokens, quantiles))
     assert rhythm.rule.use == paper.rule.use == ("mean",)
     maps = [b.judge(prepared).map for b in (full, rhythm, tokens, paper)]
     assert not any(np.allclose(a, b, rtol=1e-2) for a, b in combinations(maps, 2))
-    whole, bare, own = (b.evidence(prepared)[1] for b in (full, tokens, paper))
-    np.testing.assert_allclose(whole, bare, rtol=1e-4)
+    parts = (full, tokens, quantiles, paper)
+    whole, first, second, own = (b.evidence(prepared)[1] for b in parts)
+    np.testing.assert_allclose(whole, [*first, *second], rtol=1e-4)
     assert len(own) == 0
     assert tokens.card["macs_record"] < full.card["macs_record"]
     config = paper.card["config"]

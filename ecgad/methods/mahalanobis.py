@@ -38,7 +38,7 @@ FLOOR = 1e-6  # of a band's power, in the input's unit squared: 60 dB under a le
 class Config:
     levels: tuple[float, ...] = LEVELS  # of the amplitude
     slope_levels: tuple[float, ...] = (0.25, 0.5, 0.75, 0.95, 0.99)  # low slopes are rounding
-    bands: int = 8  # log-spaced; fewer where the axis is too short to tell them apart
+    bands: int = 8  # log-spaced; fewer where the axis is too short to tell them apart; 0: none
     band: tuple[float, float] = (0.005, 0.4)  # cycles a sample; 0.5 to 40 Hz at 100 Hz
     piece: int = 512  # samples of one spectrum; 5 s at 100 Hz tell heart rates apart
     lags: tuple[int, ...] = (4, 8, 12, 16)  # samples, beside 0; at 100 Hz from a QRS to a PR time
@@ -49,8 +49,8 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}; quantiles lie between 0 and 1")
         if not 0 < self.band[0] < self.band[1] <= 0.5:
             raise ValueError(f"band is {self.band}; two rising numbers in 0 .. 0.5 cycles a sample")
-        if min((self.bands, self.piece, *self.lags)) < 1:
-            raise ValueError(f"{self}; bands, piece and each lag are at least 1")
+        if self.bands < 0 or min((self.piece, *self.lags)) < 1:
+            raise ValueError(f"{self}; piece and each lag are at least 1, bands at least 0")
 
 
 class _Axis(NamedTuple):
@@ -101,7 +101,8 @@ class Model(Detector):
             along = x.unsqueeze(2).movedim(3 + i, -1).flatten(2, -2)  # (b, c, rows, t)
             slope = (along[..., 1:] - along[..., :-1]).abs()
             found.append(quantiles(slope.flatten(2), axis.slope_ranks))
-            found.append(spectrum(along, self.get_buffer(f"basis_{i}"), axis))
+            if self.config.bands:
+                found.append(spectrum(along, self.get_buffer(f"basis_{i}"), axis))
             found += [lagged_covariance(along, lag) for lag in self.config.lags]
         return torch.cat(found, dim=1)
 
