@@ -205,6 +205,13 @@ def test_sentinels_are_invalid_and_the_signal_is_0_there() -> None:
     np.testing.assert_array_equal(record.signal, np.where(gap, 0, intact.signal))
 
 
+def test_a_value_too_large_for_float32_is_invalid_and_the_signal_is_0_there(tmp_path: Path) -> None:
+    counts = np.array([[3, 1000, -3, -1000]])
+    record = read(write(tmp_path, counts, line="16 1e-36(0)/mV 16 0 0 0 0"))
+    assert record.valid.tolist() == [[True, False, True, False]]
+    np.testing.assert_allclose(record.signal, [[3e36, 0, -3e36, 0]], rtol=1e-6)
+
+
 def test_sentinels_of_format_212_are_invalid(tmp_path: Path) -> None:
     (tmp_path / "r.dat").write_bytes(bytes([0x00, 0x08, 0x05]))  # -2048 and 5
     (tmp_path / "r.hea").write_text("r 1 250 2\nr.dat 212 5/mV 12 0 0 0 0 I\n")
