@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+import subprocess
 from functools import partial
 
 import pytest
@@ -107,3 +108,20 @@ def test_tables_are_read_by_other_libraries(runs, library):
         assert list(found["path"]) == [row["path"] for row in rows]
         scores = [None if s is None or s != s else float(s) for s in found["score"]]
         assert scores == [row["score"] for row in rows]
+
+
+@pytest.mark.skipif(shutil.which("Rscript") is None, reason="R is not installed")
+def test_results_csv_is_read_by_r(runs):
+    said = (
+        "d <- read.csv(commandArgs(TRUE)); cat(d$path, format(d$score, digits = 15), sep = '\\n')"
+    )
+    told = subprocess.run(
+        ["Rscript", "-e", said, runs / "whole/results.csv"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    rows = folder.read_table(runs / "whole").to_pylist()
+    assert told[: len(rows)] == [row["path"] for row in rows]
+    scores = [None if s.strip() == "NA" else float(s) for s in told[len(rows) :]]
+    assert scores == [row["score"] and pytest.approx(row["score"], rel=1e-13) for row in rows]
