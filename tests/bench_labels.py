@@ -1,6 +1,6 @@
 """What labels would bring: the benchmark's own MMAE network, taught to tell normal from abnormal.
 
-    python tests/bench_labels.py LEADERBOARD ROOT
+    python tests/bench_labels.py LEADERBOARD ROOT [BENCHMARK]
 
 LEADERBOARD holds the bundles `ptbxl_zscored/mmae-0` and `mitbih/mmae-0` that `ecgad evaluate` left
 there, ROOT both data sets (`ptbxl_zscored/`, `mitdb/`). The encoder goes on from the bundle's
@@ -89,9 +89,9 @@ def mean_auroc(abnormal: np.ndarray, scores: np.ndarray) -> float:
     return float(np.mean([auroc(abnormal, each) for each in scores.T]))
 
 
-def main(leaderboard: Path, root: Path) -> None:
+def main(leaderboard: Path, root: Path, *names: Path) -> None:
     torch.set_num_threads(1)
-    for name in ("ptbxl_zscored", "mitbih"):
+    for name in map(str, names or ("ptbxl_zscored", "mitbih")):
         labelled, test, preparation = cases(name, root)
         x, abnormal, _ = arrays(labelled, preparation)
         unseen, truth, patients = arrays(test, preparation)
@@ -108,4 +108,4 @@ def main(leaderboard: Path, root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:3]))
+    main(*map(Path, sys.argv[1:4]))
