@@ -7,12 +7,14 @@ there, ROOT both data sets (`ptbxl_zscored/`, `mitdb/`). The encoder goes on fro
 weights and sees all segments; a linear layer on the mean and maximum of its tokens is taught with
 the labels of PTB-XL's folds 1-6, or of all windows of DS1, for a fixed number of steps. Printed is
 the AUROC on what the benchmark reports on, mean of three seeds, with its interval by patient: what
-a detector that never saw a label can be measured against.
+a detector that never saw a label can be measured against. The steps were set beforehand, and of two
+rates one taken after both were seen to do alike on PTB-XL's folds 7 and 8; nothing was on MIT-BIH.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +55,8 @@ def teach(model: Model, x: np.ndarray, abnormal: np.ndarray, seed: int) -> Taugh
     for _ in range(STEPS):
         rows = np.concatenate([rng.choice(kind, BATCH // 2) for kind in kinds])
         batch = torch.from_numpy(np.roll(x[rows], int(rng.integers(x.shape[2])), 2))
-        batch = batch * (1 + 0.1 * torch.randn(BATCH, x.shape[1], 1)) + 0.1 * torch.randn_like(
-            batch
-        )
+        batch = batch * (1 + 0.1 * torch.randn(BATCH, x.shape[1], 1))
+        batch = batch + 0.1 * torch.randn_like(batch)
         target = torch.from_numpy(abnormal[rows].astype(np.float32))
         loss = nn.functional.binary_cross_entropy_with_logits(net(batch), target)
         optimizer.zero_grad()
@@ -89,9 +90,9 @@ def mean_auroc(abnormal: np.ndarray, scores: np.ndarray) -> float:
     return float(np.mean([auroc(abnormal, each) for each in scores.T]))
 
 
-def main(leaderboard: Path, root: Path, *names: Path) -> None:
+def main(leaderboard: Path, root: Path, names: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    for name in map(str, names or ("ptbxl_zscored", "mitbih")):
+    for name in names:
         labelled, test, preparation = cases(name, root)
         x, abnormal, _ = arrays(labelled, preparation)
         unseen, truth, patients = arrays(test, preparation)
@@ -108,4 +109,4 @@ def main(leaderboard: Path, root: Path, *names: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] or ("ptbxl_zscored", "mitbih"))
