@@ -165,15 +165,17 @@ def calibrate(
 ) -> tuple[Rule, dict[str, list[float]]]:
     """The rule from the held-out normals, and the calibration scores by number of usable leads.
 
-    The score is of the map's mean and of all that the method tells of the whole record.
+    The score is of the map's mean and of all that the method tells of the whole record; of the
+    latter alone where it is `soft`.
     """
+    use = whole if soft and whole else ("mean", *whole)
     smooth = SMOOTH_S * preparation.rate_hz
     found = [evidence(run, p) for p in normals.held_out]
     valids = [
         row_validity(p.valid, len(m)) for p, (m, _) in zip(normals.held_out, found, strict=True)
     ]
     maps, wholes = [m for m, _ in found], [w for _, w in found]
-    rule = fit_rule(maps, valids, wholes, whole, ("mean", *whole), smooth, soft)
+    rule = fit_rule(maps, valids, wholes, whole, use, smooth, soft)
     groups = calibration_scores(run, normals.calibration, preparation, whole, rule, seed)
     return rule, groups
 

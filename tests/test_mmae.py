@@ -239,6 +239,10 @@ def with_parts(model: Model, *beside: str) -> Model:
     return reduced
 
 
+def column(model: Model, x: Tensor, name: str) -> Tensor:
+    return model(x).whole[:, model.whole.index(name)]
+
+
 def test_the_map_is_the_papers_where_nothing_in_it_stands_beside_the_error(settled):
     model, x = settled
     paper, other = with_parts(model), with_parts(model, "tokens")
@@ -276,17 +280,37 @@ def test_the_tokens_column_is_the_mean_distance_of_visible_tokens_to_their_neare
                 token = (token - model.token_centre[place]) / model.token_deviation
                 apart = (token[:, None] - model.bank.centres).square().mean(-1)
                 found.append(apart.amin(1))
-    assert model.whole == ("tokens", "quantiles")
-    torch.testing.assert_close(model(x[:2]).whole[:, 0], torch.stack(found).mean(0))
+    torch.testing.assert_close(column(model, x[:2], "tokens"), torch.stack(found).mean(0))
 
 
 def test_the_quantiles_column_is_that_of_the_record_whatever_its_order_in_time(settled):
     model, x = settled
-    torch.testing.assert_close(model(x).whole[:, 1], model.quantiles(x))
-    torch.testing.assert_close(model(x.flip(2)).whole[:, 1], model(x).whole[:, 1])
+    torch.testing.assert_close(column(model, x, "quantiles"), model.quantiles(x))
+    torch.testing.assert_close(column(model, x.flip(2), "quantiles"), model.quantiles(x))
     only = with_parts(model, "quantiles")
-    assert only.whole == ("quantiles",)
-    torch.testing.assert_close(only(x).whole[:, 0], model.quantiles(x))
+    assert only.whole == ("error", "quantiles")
+    torch.testing.assert_close(column(only, x, "quantiles"), model.quantiles(x))
+
+
+def test_columns_of_error_patches_and_rhythm_are_the_means_of_what_each_adds_to_the_map(settled):
+    model, x = settled
+    assert model.whole == ("error", "patches", "rhythm", "tokens", "quantiles")
+    error = with_parts(model)(x).map.mean((1, 2)) / model.error_level
+    patches, rhythm = (with_parts(model, p)(x).map.mean((1, 2)) for p in ("patches", "rhythm"))
+    torch.testing.assert_close(column(model, x, "error"), error)
+    torch.testing.assert_close(column(model, x, "patches"), patches - error)
+    torch.testing.assert_close(column(model, x, "rhythm"), rhythm - error)
+
+
+def test_the_error_column_leaves_out_what_was_not_recorded(settled):
+    model, x = settled
+    x = x[:4].clone()
+    x[:, 1] = 0  # an absent lead
+    x[0, :, :60] = 0  # a gap in all leads
+    error = with_parts(model)(x).map / model.error_level
+    expected = [e[each != 0].mean() for e, each in zip(error, x, strict=True)]
+    torch.testing.assert_close(column(model, x, "error"), torch.stack(expected))
+    assert column(model, torch.zeros_like(x), "error").isfinite().all()
 
 
 def test_every_bank_holds_something_once_settled(settled):

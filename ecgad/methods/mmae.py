@@ -22,12 +22,12 @@ of the cost of eight that hide a quarter (`rounds=8, hidden=0.25`).
 What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
 longer than a segment: neither is strange to a reconstruction. So four distances from what normal
 records gave, once the encoder had learned, stand beside the error at next to no cost; `beside=`
-(nothing) is the paper's method. Two are part of the map, where they and the error are each in
-multiples of normals' mean; the others are of the whole record, and a record is as strange as the
-strangest of map, tokens and quantiles, softly taken:
+(nothing) is the paper's method. Two of them are part of the map too, where they and the error are
+each in multiples of normals' mean. A record is as strange as the strangest of error and distances,
+each by the spread that it has over normals, softly taken:
 
-    patches      stretches of 0.4 s, as they are, against a bank of normal ones
-    rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank
+    patches      stretches of 0.4 s, as they are, against a bank of normal ones (map)
+    rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank (map)
     tokens       the encoder's visible tokens against a bank of normal ones; no further pass
     quantiles    of each lead's amplitude, averaged over 0.04 s, against a Gaussian of normal ones
 
@@ -102,7 +102,7 @@ class Model(Detector):
         super().__init__(shape)
         self.config = c = config
         self.in_map = tuple(name for name in IN_MAP if name in c.beside)
-        self.whole = tuple(n for n in BESIDE if n in c.beside and n not in IN_MAP)
+        self.whole = ("error", *(n for n in BESIDE if n in c.beside)) if c.beside else ()
         self.tokens = Tokens(shape, c.segment)
         self.embed = nn.Linear(self.tokens.size, c.width)
         self.blocks = nn.Sequential(*(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth)))
@@ -167,16 +167,19 @@ class Model(Detector):
         maps = self._maps(x, z)
         if self.in_map:
             maps = {name: map / self.get_buffer(f"{name}_level") for name, map in maps.items()}
-        return Evidence(reduce(torch.add, maps.values()), self._columns(x, z))
+        return Evidence(reduce(torch.add, maps.values()), self._columns(x, z, maps))
 
-    def _columns(self, x: Tensor, z: Tensor) -> Tensor:
-        """What stands beside the map, (b, k)."""
-        columns = [x.new_zeros(x.shape[0], 0)]
+    def _columns(self, x: Tensor, z: Tensor, maps: dict[str, Tensor]) -> Tensor:
+        """What is said of the whole record, (b, k): error, and the distances beside it."""
+        if not self.whole:
+            return x.new_zeros(x.shape[0], 0)
+        columns = [_mean_of_recorded(maps["error"], x)]
+        columns += [maps[name].flatten(1).mean(1) for name in self.in_map]
         if "tokens" in self.whole:
-            columns.append(self.bank(self._standard(z)).mean((1, 2))[:, None])
+            columns.append(self.bank(self._standard(z)).mean((1, 2)))
         if "quantiles" in self.whole:
-            columns.append(self.quantiles(x)[:, None])
-        return torch.cat(columns, 1)
+            columns.append(self.quantiles(x))
+        return torch.stack(columns, 1)
 
     def _maps(self, x: Tensor, z: Tensor) -> dict[str, Tensor]:
         """The error (b, c, *grid), and what stands beside it alike in all leads: (b, 1, t) each."""
@@ -280,6 +283,12 @@ class Model(Detector):
         error = (out - _take(normalise(u), place.gather(1, masked))).square().mean(-1)  # (b, m)
         global_error, local_error = error.split([hidden_g.shape[1], hidden_l.shape[1]], dim=1)
         return global_error.mean() + c.local_weight * local_error.mean()
+
+
+def _mean_of_recorded(map: Tensor, x: Tensor) -> Tensor:
+    """Over the places of a map (b, c, *grid) where something was recorded, which is not 0: (b,)."""
+    recorded = (x != 0).to(map.dtype).flatten(1)
+    return (map.flatten(1) * recorded).mean(1) / recorded.mean(1).clamp(min=1e-6)
 
 
 def normalise(u: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Detector(nn.Module, ABC):
 
     whole: tuple[str, ...] = ()  # names of the columns of `Evidence.whole`
     localises: ClassVar[bool] = True  # False: the map is one number everywhere
-    soft: ClassVar[bool] = False  # True: strange in the map or in one column of `whole` is strange
+    soft: ClassVar[bool] = False  # True: strange in one column of `whole`, if it has any, is strange
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
