@@ -64,7 +64,7 @@ def fit(
 ) -> Detector:
     """Trains `model` on `x` (n, c, *grid), finite float32 arrays of normals, and returns it.
 
-    `settle=False` leaves out what stands on learned weights, for a model that goes on learning.
+    `settle=False` is for a model that goes on learning of other normals: it `foresee`s instead.
     `probe`, called every `probe_every` steps, measures the model without labels (damage AUROC).
     Raises `ValueError` for an empty or wrongly shaped `x`, and `FloatingPointError` when the loss
     is no longer finite.
@@ -90,8 +90,8 @@ def fit(
         model.eval()
         torch.manual_seed(seed)  # so that a run taken up at its last step settles the same
         with torch.no_grad():
-            if settle:
-                model.settle(_warm_up_batches(x, budget, seed, device))
+            end = model.settle if settle else model.foresee
+            end(_warm_up_batches(x, budget, seed, device))
     return model
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archive import TINY, tiny_model
+from safetensors.torch import load_file
 
 from ecgad import load, train
 from ecgad.bundle import CROWD, Bundle, load_detector
@@ -263,4 +264,5 @@ def test_pretraining_comes_first_and_is_done_once(ecg: Ecg, tmp_path: Path):
     )  # fmt: skip
     assert stages == [("train", 3), ("train", 2), ("train", 2)]
     assert one.card["pretraining"]["records"] == 6
+    assert load_file(tmp_path / "kept" / "a.safetensors")["quantiles.gaussian.weight"].any()
     np.testing.assert_array_equal(one.run(windows[:2])[0], other.run(windows[:2])[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import naive_mmae
 import numpy as np
 import pytest
@@ -311,6 +313,17 @@ def test_the_error_column_leaves_out_what_was_not_recorded(settled):
     expected = [e[each != 0].mean() for e, each in zip(error, x, strict=True)]
     torch.testing.assert_close(column(model, x, "error"), torch.stack(expected))
     assert column(model, torch.zeros_like(x), "error").isfinite().all()
+
+
+def test_of_generated_normals_the_quantiles_alone_are_foreseen(settled):
+    model, x = settled
+    seeing = built(BESIDE, (3, 240))
+    before = {k: v.clone() for k, v in seeing.state_dict().items()}
+    seeing.foresee(x.split(9))
+    changed = {k for k, v in seeing.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {f"quantiles.gaussian.{k}" for k in ("centre", "weight", "whitening")}
+    torch.testing.assert_close(seeing.quantiles(x), model.quantiles(x))
+    built(replace(BESIDE, beside=()), (3, 240)).foresee(x.split(9))  # has nothing to do
 
 
 def test_every_bank_holds_something_once_settled(settled):

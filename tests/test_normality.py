@@ -8,7 +8,16 @@ import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from ecgad.parts.normality import LEVELS, Bank, Gaussian, Patches, Quantiles, Rhythm, draw
+from ecgad.parts.normality import (
+    LEVELS,
+    PRIOR,
+    Bank,
+    Gaussian,
+    Patches,
+    Quantiles,
+    Rhythm,
+    draw,
+)
 
 
 def beats(intervals: list[int], t: int = 1000) -> Tensor:
@@ -66,9 +75,36 @@ def test_a_gaussian_is_the_mahalanobis_distance_of_what_is_shrunk():
     gaussian = Gaussian(6)
     assert gaussian(rows).abs().max() == 0  # before `fit`, nothing is far
     gaussian.fit(rows)
-    z = ((rows - rows.mean(0)) / rows.std(0, correction=0)).double().numpy()
+    z = standardised(rows)
     expected = LedoitWolf(assume_centered=True).fit(z).mahalanobis(z)
     np.testing.assert_allclose(gaussian(rows).square(), expected, rtol=1e-3)
+
+
+def test_what_a_gaussian_was_fitted_to_before_counts_as_some_rows_more_in_its_correlations():
+    torch.manual_seed(0)
+    before, rows = torch.randn(90, 4) @ torch.randn(4, 4), 5 + torch.randn(30, 4)
+    gaussian, fresh = Gaussian(4), Gaussian(4)
+    fresh.fit(rows, prior=60)  # nothing was before
+    assert torch.equal(fresh.whitening, fitted(rows).whitening)
+    gaussian.fit(before)
+    gaussian.fit(rows, prior=60)
+    each = [standardised(r) for r in (rows, before)]
+    of_rows, of_before = (LedoitWolf(assume_centered=True).fit(z).covariance_ for z in each)
+    precision = np.linalg.inv((30 * of_rows + 60 * of_before) / 90)
+    expected = np.einsum("ni,ij,nj->n", each[0], precision, each[0])
+    np.testing.assert_allclose(gaussian(rows).square(), expected, rtol=1e-3)
+    gaussian.fit(rows)  # without `prior`, what was before is forgotten
+    torch.testing.assert_close(gaussian(rows), fitted(rows)(rows))
+
+
+def fitted(rows: Tensor) -> Gaussian:
+    gaussian = Gaussian(rows.shape[1])
+    gaussian.fit(rows)
+    return gaussian
+
+
+def standardised(rows: Tensor) -> np.ndarray:
+    return ((rows - rows.mean(0)) / rows.std(0, correction=0)).double().numpy()
 
 
 def test_a_segment_is_as_far_as_the_mean_of_the_stretches_that_hold_it():
@@ -153,12 +189,22 @@ def test_quantiles_are_those_of_each_lead_after_averaging_and_far_from_normal_on
     expected = np.quantile(pooled, LEVELS, axis=2).transpose(1, 2, 0).reshape(60, -1)
     np.testing.assert_allclose(quantiles.features(x), expected, atol=1e-6)
     quantiles.fit(x.split(7))
-    gaussian = Gaussian(3 * len(LEVELS))
-    gaussian.fit(rows := torch.from_numpy(expected).float())
-    np.testing.assert_allclose(quantiles(x), gaussian(rows), rtol=1e-3)
+    rows = torch.from_numpy(expected).float()
+    np.testing.assert_allclose(quantiles(x), fitted(rows)(rows), rtol=1e-3)
     lifted = x.clone()
     lifted[:, 1] = lifted[:, 1].clamp(max=0.1)  # a lead without its upper half
     assert quantiles(lifted).min() > quantiles(x).max()
+
+
+def test_quantiles_learn_of_generated_normals_first_how_they_go_together():
+    torch.manual_seed(0)
+    quantiles, generated, x = Quantiles((2, 200), pool=4), torch.randn(90, 2, 200), beats([60, 71])
+    x = x[..., :200].repeat(30, 2, 1) + 0.2 * torch.randn(30, 2, 200)
+    quantiles.fit(generated.split(40))
+    quantiles.fit(x.split(8))
+    gaussian = fitted(quantiles.features(generated))
+    gaussian.fit(quantiles.features(x), PRIOR)
+    torch.testing.assert_close(quantiles(x), gaussian(quantiles.features(x)))
 
 
 def test_muscle_noise_moves_the_quantiles_of_averages_less():

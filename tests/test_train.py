@@ -21,6 +21,7 @@ class TwoStages(Detector):
         self.scale = nn.Parameter(torch.ones(8))
         self.register_buffer("seen", torch.zeros(()))
         self.register_buffer("settled", torch.zeros(2))
+        self.register_buffer("foreseen", torch.zeros(()))
         self.register_buffer("drawn", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Evidence:
@@ -38,6 +39,9 @@ class TwoStages(Detector):
 
     def warm_up(self, batches: Iterable[Tensor]) -> None:
         self.seen += sum(len(batch) for batch in batches)
+
+    def foresee(self, batches: Iterable[Tensor]) -> None:
+        self.foreseen += sum(map(len, batches))
 
     def settle(self, batches: Iterable[Tensor]) -> None:
         assert not self.training
@@ -69,6 +73,7 @@ def test_a_model_settles_on_every_record_once_it_has_learned():
     np.testing.assert_allclose(model.settled.detach(), [37, 2], atol=0.01)
     begun = fit(TwoStages(), data(37), seed=0, budget=BUDGET, settle=False)
     assert begun.settled.tolist() == [0, 0]
+    assert (model.foreseen, begun.foreseen) == (0, 37)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():

@@ -210,6 +210,11 @@ class Model(Detector):
         z = z[:, :, : self.seen.shape[1]] - self.token_centre[self.seen]
         return z / self.token_deviation
 
+    def foresee(self, batches: Iterable[Tensor]) -> None:
+        """How quantiles go together, which few real records would not tell."""
+        if "quantiles" in self.whole:
+            self.quantiles.fit(batches)
+
     def settle(self, batches: Iterable[Tensor]) -> None:
         """Remembers what normal records give beside the map, now that the encoder has learned."""
         batches = list(batches)

@@ -40,7 +40,7 @@ class Detector(nn.Module, ABC):
 
     whole: tuple[str, ...] = ()  # names of the columns of `Evidence.whole`
     localises: ClassVar[bool] = True  # False: the map is one number everywhere
-    soft: ClassVar[bool] = False  # True: strange in one column of `whole`, if it has any, is strange
+    soft: ClassVar[bool] = False  # True: strange in one column of `whole`, if any, is strange
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -59,6 +59,9 @@ class Detector(nn.Module, ABC):
 
     def warm_up(self, batches: Iterable[Tensor]) -> None:
         """Computes, once before the stages, what is not learned by gradient."""
+
+    def foresee(self, batches: Iterable[Tensor]) -> None:
+        """Takes from generated normals, before the real ones, what `settle` may lean on."""
 
     def settle(self, batches: Iterable[Tensor]) -> None:
         """Computes, once after the stages, what stands on what was learned (a bank of tokens)."""

@@ -27,6 +27,7 @@ from ecgad.parts.layers import pick
 MOST = 200_000  # cells that `Gaussians` are of
 RIDGE = 0.01  # added to each of their covariances, of the mean variance
 LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of `Quantiles`
+PRIOR = 300  # records that generated normals count as in the covariance of `Quantiles`
 CONSTANT = 1e-4  # a deviation under this share of the mean is rounding, not variation
 
 
@@ -98,8 +99,11 @@ class Gaussian(nn.Module):
         return squares(z @ self.whitening).sqrt()
 
     @torch.no_grad()
-    def fit(self, rows: Tensor) -> None:
-        """To (n, d), in float64. Raises `ValueError` for fewer than two."""
+    def fit(self, rows: Tensor, prior: int = 0) -> None:
+        """To (n, d), in float64. Raises `ValueError` for fewer than two.
+
+        The correlations of what it was fitted to before, if anything, count as `prior` rows more.
+        """
         from sklearn.covariance import LedoitWolf
 
         if len(rows) < 2:
@@ -111,7 +115,12 @@ class Gaussian(nn.Module):
         varies = deviation > CONSTANT * centre.abs()
         weight = torch.where(varies, 1 / deviation, 0)
         shrunk = LedoitWolf(assume_centered=True).fit(((rows - centre) * weight).numpy())
-        variances, axes = torch.linalg.eigh(torch.from_numpy(shrunk.covariance_))
+        covariance = torch.from_numpy(shrunk.covariance_)
+        if prior and self.weight.any():
+            before = self.whitening.double().cpu()
+            before = torch.linalg.inv(before @ before.T)
+            covariance = (len(rows) * covariance + prior * before) / (len(rows) + prior)
+        variances, axes = torch.linalg.eigh(covariance)
         self.centre.copy_(centre)
         self.weight.copy_(weight)
         self.whitening.copy_(axes * variances.rsqrt())
@@ -265,6 +274,8 @@ class Quantiles(nn.Module):
 
     Each lead is averaged over `pool` samples, which takes muscle noise away, and its quantiles at
     `LEVELS` are compared with those of normal records. What stands in every beat shows in them.
+    Fitted to generated normals and then to real ones, it has the centre and the deviations of the
+    latter and correlations of both.
     """
 
     def __init__(self, shape: tuple[int, ...], pool: int) -> None:
@@ -284,7 +295,7 @@ class Quantiles(nn.Module):
         return quantiles(x, self.ranks)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        self.gaussian.fit(torch.cat([self.features(x) for x in batches]))
+        self.gaussian.fit(torch.cat([self.features(x) for x in batches]), PRIOR)
 
 
 def quantiles(values: Tensor, ranks: list[float]) -> Tensor:
