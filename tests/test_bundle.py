@@ -253,11 +253,11 @@ def test_pretraining_comes_first_and_is_done_once(ecg: Ecg, tmp_path: Path):
     ]
     windows = np.concatenate([p.windows for p in parts[0]])
     stages: list[tuple[str, int]] = []
-    begin = Budget(steps=3, batch=2)
+    begin, beside = Budget(steps=3, batch=2), ("quantiles",)
     pretrain = Pretraining(lambda: windows, 6, begin, tmp_path / "kept" / "a.safetensors")
     one, other = (
         learn(
-            "mmae", Normals(*parts), seed=0, pretrain=pretrain, settings=TINY,
+            "mmae", Normals(*parts), seed=0, pretrain=pretrain, settings=TINY | {"beside": beside},
             budget=Budget(steps=2, batch=2), report=lambda p: stages.append((p.stage, p.steps)),
         )
         for _ in range(2)

@@ -21,7 +21,14 @@ from ecgad.metrics import binomial_band
 from ecgad.prepare.signal import Preparation
 from ecgad.ranges import vus_pr
 from ecgad.record import LEADS, Record
-from ecgad.report.leaderboard import cost, cost_table, markdown, read_rows, rewritten
+from ecgad.report.leaderboard import (
+    cost,
+    cost_table,
+    markdown,
+    read_rows,
+    rewritten,
+    summaries,
+)
 from ecgad.tabulate import COLUMNS, Place, Scored, split_false_alarms, tabulate
 from ecgad.train import Budget
 
@@ -155,6 +162,24 @@ def test_the_tables_of_the_readme_are_those_of_the_result_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "<!-- table shipped record_auroc " in text
     assert rewritten(text, BOARD) == text
+
+
+def test_how_far_mmae_is_ahead_is_the_difference_of_the_two_in_the_other_tables():
+    found = read_rows(BOARD / "paired.csv")
+    assert len(found) == 5 * (4 + 4)
+    tables = {
+        name: summaries(read_rows(BOARD / f"{name}.csv"), "record_auroc")
+        for name in {line["benchmark"] for line in found}
+    }
+    for line in found:
+        benchmark, source = line["benchmark"], line["source"]
+        shown = [r for r in tables[benchmark] if source in (benchmark, r["source"])]
+        ours, theirs = (
+            np.mean([float(r["value"]) for r in shown if r["method"] == method])
+            for method in ("mmae", line["method"])
+        )
+        assert float(line["value"]) == pytest.approx(ours - theirs, abs=2e-4)
+        assert float(line["low"]) < float(line["value"]) < float(line["high"])
 
 
 def placed(truth: list[str], maps: list[list[list[float]]]) -> Place:

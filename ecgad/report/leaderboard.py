@@ -36,7 +36,7 @@ def markdown(rows: Sequence[Row], metric: str = "record_auroc") -> str:
     shown = summaries(rows, metric)
     sources = list(dict.fromkeys(r["source"] for r in shown))
     best = {s: max(float(r["value"]) for r in shown if r["source"] == s) for s in sources}
-    best = {} if metric.startswith(("false_alarm_rate", "sensitivity")) else best
+    best = {} if metric.startswith(("false_alarm_rate", "sensitivity", "auroc_ahead")) else best
     head = ["method", *(_heading(s, shown) for s in sources), "parameters", "MACs a record"]
     lines = [head, ["---"] * len(head)]
     for method in dict.fromkeys(r["method"] for r in shown):
@@ -49,7 +49,8 @@ def markdown(rows: Sequence[Row], metric: str = "record_auroc") -> str:
 
 def summaries(rows: Sequence[Row], metric: str) -> list[Row]:
     """The rows of a metric that are shown: of each method and source the mean over its seeds."""
-    return [r for r in rows if r["metric"] == metric and _is_summary(r, rows)]
+    rows = [r for r in rows if r["metric"] == metric]
+    return [r for r in rows if _is_summary(r, rows)]
 
 
 def update(readme: Path, folder: Path) -> None:
@@ -114,7 +115,8 @@ def plots(text: str, folder: Path) -> None:
 
 
 def _is_summary(row: Row, rows: Sequence[Row]) -> bool:
-    same = [r for r in rows if all(r[k] == row[k] for k in ("method", "source", "metric"))]
+    """Whether a row is of all seeds, or of the only one, of its method and source in `rows`."""
+    same = [r for r in rows if all(r[k] == row[k] for k in ("method", "source"))]
     return row["seed"] == "all" or all(r["seed"] != "all" for r in same) and row is same[0]
 
 

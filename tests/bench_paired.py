@@ -1,0 +1,74 @@
+"""How far MMAE is ahead of each control: paired differences of AUROC, with intervals.
+
+    python tests/bench_paired.py LEADERBOARD
+
+On the same records, patients drawn together: two methods that stumble over the same ones are told
+apart by less than their own intervals say. Reads the scores beside each table in LEADERBOARD and
+writes `paired.csv` there, in the same columns. Of `damage` it is the mean over its kinds.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ecgad.metrics import auroc, bootstrap
+from ecgad.report.leaderboard import read_rows, summaries
+from ecgad.tabulate import COLUMNS
+
+BENCHMARKS = ("ptbxl_zscored", "mitbih", "mitbih_more", "damage", "twelve_lead")
+CONTROLS = ("mahalanobis", "mahalanobis-amplitudes", "knn", "knn-untrained", "pca")
+
+
+def ahead(seeds: int, y: np.ndarray, s: np.ndarray) -> float:
+    """Columns of s: `seeds` of MMAE, those of the other, and the source, over which is averaged."""
+    of_source = [(y[here], s[here, :-1]) for here in (s[:, -1] == one for one in set(s[:, -1]))]
+    each = [[auroc(labels, column) for column in scores.T] for labels, scores in of_source]
+    return float(np.mean([np.mean(a[:seeds]) - np.mean(a[seeds:]) for a in each]))
+
+
+def paired(cases: pd.DataFrame, other: str) -> tuple[float, float, float]:
+    """The difference and its interval, of all sources of `cases` together."""
+    cases = cases.assign(case=cases.groupby(["method", "seed"]).cumcount())
+    ours, theirs = (
+        cases[cases.method == name].pivot_table(index="case", columns="seed", values="score")
+        for name in ("mmae", other)
+    )
+    known = cases[cases.method == "mmae"].drop_duplicates("case").set_index("case")
+    source = known.source.astype("category").cat.codes
+    both = pd.concat([ours, theirs, source], axis=1).dropna()
+    y, s = known.abnormal.loc[both.index].to_numpy(int), both.to_numpy()
+    metric = partial(ahead, ours.shape[1])
+    low, high = bootstrap(metric, y, s, known.patient.loc[both.index], seed=0)
+    return metric(y, s), low, high
+
+
+def rows(folder: Path, benchmark: str) -> list[dict]:
+    cases = pd.read_parquet(folder / f"{benchmark}.parquet")
+    table = summaries(read_rows(folder / f"{benchmark}.csv"), "record_auroc")
+    parts = dict(list(cases.groupby("source"))) if benchmark == "twelve_lead" else {}
+    found = []
+    for control in CONTROLS:
+        of_control = [row for row in table if row["method"] == control]
+        for name, part in parts.items() or ([(benchmark, cases)] if of_control else []):
+            own = [row for row in of_control if not parts or row["source"] == name]
+            counts = {k: sum(int(row[k]) for row in own) for k in ("records", "abnormal")}
+            value, low, high = paired(part, control)
+            said = {"source": name, "metric": "auroc_ahead", "settings": "", **counts}
+            numbers = {k: f"{v:.4f}" for k, v in (("value", value), ("low", low), ("high", high))}
+            found.append({**own[0], **said, **numbers, "command": "tests/bench_paired.py"})
+            print(f"{name:14} {control:24} {value:+.3f} [{low:+.3f}, {high:+.3f}]", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    board = Path(sys.argv[1])
+    with (board / "paired.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for benchmark in BENCHMARKS for row in rows(board, benchmark))
