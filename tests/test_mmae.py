@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import naive_mmae
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from ecgad.export import export_onnx, run_onnx
 from ecgad.flops import count
-from ecgad.methods.mmae import Config, Model, normalise
+from ecgad.methods.mmae import BANK, FORESEEN, Config, Model, normalise
+from ecgad.parts.normality import FAR
 from ecgad.train import Budget, fit
 
 SMALL = {"width": 16, "decoder_width": 12, "depth": 2, "rounds": 5, "beside": ()}
@@ -315,14 +317,25 @@ def test_the_error_column_leaves_out_what_was_not_recorded(settled):
     assert column(model, torch.zeros_like(x), "error").isfinite().all()
 
 
-def test_of_generated_normals_the_quantiles_alone_are_foreseen(settled):
-    model, x = settled
-    seeing = built(BESIDE, (3, 240))
+def test_what_generated_normals_gave_stays_beside_the_real_ones(settled):
+    _, x = settled
+    seeing, others = built(BESIDE, (3, 240)), x.flip(2) + 0.5
+    model = copy.deepcopy(seeing)
     before = {k: v.clone() for k, v in seeing.state_dict().items()}
-    seeing.foresee(x.split(9))
+    seeing.foresee(others.split(9))
     changed = {k for k, v in seeing.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == {f"quantiles.gaussian.{k}" for k in ("centre", "weight", "whitening")}
-    torch.testing.assert_close(seeing.quantiles(x), model.quantiles(x))
+    banks = {"patches.bank.centres", "rhythm.bank.centres"}
+    assert changed == banks | {f"quantiles.gaussian.{k}" for k in ("centre", "weight", "whitening")}
+    for each in (seeing, model):
+        torch.manual_seed(0)
+        each.settle(x.split(9))
+    assert not torch.equal(seeing.quantiles(others), model.quantiles(others))
+    for part in ("patches", "rhythm"):
+        bank, alone = seeing.get_submodule(part).bank, model.get_submodule(part).bank
+        assert torch.equal(bank.centres[:BANK], alone.centres[:BANK])
+        assert bank.centres[BANK:].shape[0] == FORESEEN
+        assert alone.centres[BANK:].eq(FAR).all()
+        assert bank(bank.centres).max() < 1e-5 < alone(bank.centres).max()
     built(replace(BESIDE, beside=()), (3, 240)).foresee(x.split(9))  # has nothing to do
 
 

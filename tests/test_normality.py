@@ -58,6 +58,24 @@ def test_a_bank_sees_no_more_rows_than_asked_for():
     assert len(bank.centres.unique(dim=0)) == 6
 
 
+def test_a_bank_looks_among_what_was_foreseen_too():
+    rows, others = torch.randn(200, 3), torch.randn(200, 3) + 4
+    plain, bank, foreseen = Bank(4, 3), Bank(4, 3, foreseen=2), Bank(2, 3)
+    for each, given, options in (
+        (plain, rows, {}),
+        (foreseen, others, {}),
+        (bank, rows, {}),
+        (bank, others, {"foreseen": True}),
+    ):
+        if options:
+            assert torch.equal(bank(others), plain(others))  # nothing is foreseen yet
+        torch.manual_seed(0)
+        each.fit(given, **options)
+    assert torch.equal(bank.centres[:4], plain.centres)
+    both = torch.cat([rows, others])
+    assert torch.equal(bank(both), torch.minimum(plain(both), foreseen(both)))
+
+
 def test_a_gaussian_gives_no_weight_to_what_does_not_vary():
     rows = torch.randn(200, 3)
     rows[:, 1] = 7

@@ -54,6 +54,7 @@ from ecgad.parts.tokens import Tokens
 IN_MAP = ("patches", "rhythm")
 BESIDE = (*IN_MAP, "tokens", "quantiles")
 BANK = 128  # centres: small beside a pass, and enough for the phases of a beat
+FORESEEN = 64  # centres more, of generated normals: more of them, or fewer real ones, told less
 TOKENS = 50_000  # that the bank is made of, drawn by chance
 
 
@@ -128,11 +129,11 @@ class Model(Detector):
             self.register_buffer("token_deviation", torch.ones(self.config.width))
             self.bank = Bank(BANK, self.config.width)
         if "patches" in beside:
-            self.patches = Patches(self.shape, s, 4, _divisor(s, s // 5), BANK)
+            self.patches = Patches(self.shape, s, 4, _divisor(s, s // 5), BANK, FORESEEN)
         if "rhythm" in beside:
             pool = max(s // 5, 1)  # 0.02 s; pieces of 4 s every 0.5 s, lags of 0.3 to 2.5 s
             piece, hop, *lags = (k * s // pool for k in (40, 5, 3, 25))
-            self.rhythm = Rhythm(self.shape, pool, piece, hop, (lags[0], lags[1]))
+            self.rhythm = Rhythm(self.shape, pool, piece, hop, (lags[0], lags[1]), BANK, FORESEEN)
         if "quantiles" in beside:
             self.quantiles = Quantiles(self.shape, _divisor(self.shape[-1], 2 * s // 5))
         for name in ("error", *self.in_map) if self.in_map else ():
@@ -211,7 +212,12 @@ class Model(Detector):
         return z / self.token_deviation
 
     def foresee(self, batches: Iterable[Tensor]) -> None:
-        """How quantiles go together, which few real records would not tell."""
+        """What stretches, rhythms and quantiles there are: few real records would not tell."""
+        batches = list(batches)
+        if "patches" in self.in_map:
+            self.patches.fit(batches, foreseen=True)
+        if "rhythm" in self.in_map:
+            self.rhythm.fit(batches, foreseen=True)
         if "quantiles" in self.whole:
             self.quantiles.fit(batches)
 

@@ -29,14 +29,21 @@ RIDGE = 0.01  # added to each of their covariances, of the mean variance
 LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of `Quantiles`
 PRIOR = 300  # records that generated normals count as in the covariance of `Quantiles`
 CONSTANT = 1e-4  # a deviation under this share of the mean is rounding, not variation
+FAR = 1e6  # from everything: where a centre stands that is not fitted to anything
 
 
 class Bank(nn.Module):
-    """k-means centres of normal tokens, (k, d)."""
+    """k-means centres of normal tokens, (k, d): `size` of real ones, then `foreseen` of others.
 
-    def __init__(self, size: int, width: int) -> None:
+    The others are of generated normals, of which there are enough where real ones are few; they
+    stay when the bank is fitted to real ones.
+    """
+
+    def __init__(self, size: int, width: int, foreseen: int = 0) -> None:
         super().__init__()
-        self.register_buffer("centres", torch.zeros(size, width))
+        self.size = size
+        centres = torch.cat([torch.zeros(size, width), torch.full((foreseen, width), FAR)])
+        self.register_buffer("centres", centres)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(.., d) -> (..): squared distance to the nearest centre, over d."""
@@ -45,7 +52,7 @@ class Bank(nn.Module):
         return (across.amin(-1) + squares(rows)).clamp(min=0) / rows.shape[-1]
 
     @torch.no_grad()
-    def fit(self, rows: Tensor, most: int = 50_000) -> None:
+    def fit(self, rows: Tensor, most: int = 50_000, *, foreseen: bool = False) -> None:
         """Centres of (n, d), at most `most` of them drawn by chance; torch's generator seeds it.
 
         Where there are fewer rows than centres, some rows are centres twice.
@@ -53,6 +60,7 @@ class Bank(nn.Module):
         from sklearn.cluster import MiniBatchKMeans
 
         centres = self.get_buffer("centres")
+        centres = centres[self.size :] if foreseen else centres[: self.size]
         k, rows = len(centres), rows[torch.randperm(len(rows))[:most]].cpu()
         if len(rows) <= k:
             centres.copy_(rows[torch.arange(k) % len(rows)])
@@ -197,13 +205,14 @@ class Patches(nn.Module):
     share: Tensor
 
     def __init__(
-        self, shape: tuple[int, ...], segment: int, span: int, pool: int, size: int
-    ) -> None:
+        self, shape: tuple[int, ...], segment: int, span: int, pool: int, size: int,
+        foreseen: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         channels, t = _signal(shape, span * segment)
         hop, n = segment // pool, t // segment
         self.pool, self.hop, self.span, starts = pool, hop, span, torch.arange(n - span + 1)
-        self.bank = Bank(size, channels * span * hop)
+        self.bank = Bank(size, channels * span * hop, foreseen)
         later = torch.arange(n) - starts[:, None]  # (stretches, segments)
         holds = ((later >= 0) & (later < span)).float()
         self.register_buffer("share", holds / holds.sum(0), persistent=False)
@@ -219,9 +228,10 @@ class Patches(nn.Module):
         each = [segments[:, :, i : i + last] for i in range(self.span)]
         return torch.cat(each, 3).transpose(1, 2).flatten(2)
 
-    def fit(self, batches: Sequence[Tensor], most: int = 50_000) -> None:
+    def fit(self, batches: Sequence[Tensor], most: int = 50_000, *, foreseen: bool = False) -> None:
         total = sum(map(len, batches)) * len(self.share)
-        self.bank.fit(draw((self.features(x).flatten(0, 1) for x in batches), total, most))
+        rows = draw((self.features(x).flatten(0, 1) for x in batches), total, most)
+        self.bank.fit(rows, foreseen=foreseen)
 
 
 class Rhythm(nn.Module):
@@ -234,7 +244,7 @@ class Rhythm(nn.Module):
 
     def __init__(
         self, shape: tuple[int, ...], pool: int, piece: int, hop: int, lags: tuple[int, int],
-        size: int = 128,
+        size: int = 128, foreseen: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         _, t = _signal(shape, piece * pool)
@@ -248,7 +258,7 @@ class Rhythm(nn.Module):
         self.register_buffer("pieces", starts[:, None] + torch.arange(piece), persistent=False)
         for name, value in _autocorrelation(piece, shifts).items():
             self.register_buffer(name, value, persistent=False)
-        self.bank = Bank(size, len(shifts))
+        self.bank = Bank(size, len(shifts), foreseen)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, t) -> (b, t)"""
@@ -265,8 +275,9 @@ class Rhythm(nn.Module):
         product = waves.square().sum(-2) @ self.get_buffer("back")
         return product / (cut.square().sum(-1, keepdim=True) + 1e-6)
 
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        self.bank.fit(torch.cat([self.features(x).flatten(0, 1) for x in batches]))
+    def fit(self, batches: Iterable[Tensor], *, foreseen: bool = False) -> None:
+        rows = torch.cat([self.features(x).flatten(0, 1) for x in batches])
+        self.bank.fit(rows, foreseen=foreseen)
 
 
 class Quantiles(nn.Module):
