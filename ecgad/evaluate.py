@@ -203,12 +203,10 @@ def trained(
         chosen = {"encoder": str(base), **chosen}
     pretrain = None
     if plan.pretrain is not None and sets.generated:
-        kept = pretrained and pretrained / _digest(method, chosen, preparation, plan.pretrain, seed)
+        budget = plan.pretrain if sets.begin else replace(plan.pretrain, steps=0)
+        kept = pretrained and pretrained / _digest(method, chosen, preparation, budget, seed)
         pretrain = Pretraining(
-            lambda: generated_windows(sets.generated, preparation),
-            sets.generated,
-            plan.pretrain,
-            kept,
+            lambda: generated_windows(sets.generated, preparation), sets.generated, budget, kept
         )
     learned = normals(sets, preparation)
     most = -(-plan.epochs * len(learned.train) // plan.budget.batch)

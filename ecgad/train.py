@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Budget:
     """How long and how a method learns; the same for all methods unless a row says otherwise."""
 
-    steps: int = 2000  # of all stages together
+    steps: int = 2000  # of all stages together; 0: what is not learned by gradient, alone
     batch: int = 64  # records
     lr: float = 1e-3  # peak; for batch 64 to 128
     weight_decay: float = 0.05  # on matrices only
@@ -80,7 +80,7 @@ def fit(
         if done is None:
             torch.manual_seed(seed)
             model.warm_up(_warm_up_batches(x, budget, seed, device))
-        for number, stage in enumerate(model.stages()):
+        for number, stage in enumerate(model.stages() if budget.steps else ()):
             if done is not None and number < done["stage"]:
                 continue
             state = done if done is not None and number == done["stage"] else None

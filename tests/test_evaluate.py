@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgad import evaluate as ev
 from ecgad.benchmarks import Case, Sets
 from ecgad.methods import build, names
 from ecgad.metrics import binomial_band
+from ecgad.parts.normality import FAR
 from ecgad.prepare.signal import Preparation
 from ecgad.ranges import vus_pr
 from ecgad.record import LEADS, Record
@@ -292,6 +294,28 @@ def test_a_few_records_are_not_seen_more_than_so_many_times(
         monkeypatch.setitem(ev.PLANS, "pca", ev.Plan(budget=Budget(steps=100, batch=4), epochs=10))
         ev.trained("pca", Sets(made, made[:1], made[:1], [], {}), 0, tmp_path / str(n))
     assert budgets == [20, 100]
+
+
+@pytest.mark.parametrize("begin", [True, False])
+def test_generated_normals_come_before_the_real_ones_or_are_only_remembered(
+    begin: bool, ecg: Ecg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    small = {"segment": (10,), "width": 8, "decoder_width": 8, "depth": 1}
+    plan = ev.Plan(settings=small, pretrain=Budget(steps=2, batch=4))
+    monkeypatch.setitem(ev.PLANS, "mmae", plan)
+    monkeypatch.setattr(ev, "generated_windows", lambda n, preparation: 2 * ecg(n, seed=9, t=1000))
+    told: list[str] = []
+    sets = Sets(
+        *(cases(ecg(n, seed=n, t=1000), "a") for n in (20, 8, 20, 4)),
+        card={}, generated=70, begin=begin,
+    )  # fmt: skip
+    bundle = ev.trained("mmae", sets, 0, tmp_path / "mmae-0", report=told.append)
+    assert bundle.card["pretraining"]["steps"] == (2 if begin else 0)
+    assert sum("2/2" in line for line in told) == begin
+    weights = load_file(tmp_path / "mmae-0" / "weights.safetensors")
+    assert weights["rhythm.bank.centres"].max() < FAR
+    word = "after" if begin else "beside"
+    assert f"20 records, {word} 70 generated ones" in (tmp_path / "mmae-0/README.md").read_text()
 
 
 def test_where_all_records_are_of_one_kind_only_their_shares_are_told():

@@ -74,6 +74,9 @@ def test_a_model_settles_on_every_record_once_it_has_learned():
     begun = fit(TwoStages(), data(37), seed=0, budget=BUDGET, settle=False)
     assert begun.settled.tolist() == [0, 0]
     assert (model.foreseen, begun.foreseen) == (0, 37)
+    still = fit(TwoStages(), data(37), seed=0, budget=Budget(steps=0, batch=16), settle=False)
+    assert (still.seen, still.foreseen) == (37, 37)
+    assert not still.mean.any()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():

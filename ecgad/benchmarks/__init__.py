@@ -54,7 +54,8 @@ class Sets:
     calibration: Sequence[Case]
     test: Sequence[Case]
     card: Mapping[str, Any]  # for the model card: sources, notes, limits
-    generated: int = 0  # records to begin training with
+    generated: int = 0  # records that come before the real ones
+    begin: bool = True  # training with those, or they are only remembered beside the real ones
     preparation: Preparation | None = None  # where the benchmark prescribes one
     name: str = ""  # where a benchmark is several such sets: of this one
 
