@@ -100,6 +100,7 @@ def screen(
             bundle = load(place)
             check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
             planned = folder.plan(places, bundle, alpha, shard, command, paths)
+            del places  # 0.3 GB of a million
             manifest = folder.begin(out, planned)
         _score_parts(out, manifest, home, runner, quiet)
         table = folder.finish(out, manifest, bundle.card)
