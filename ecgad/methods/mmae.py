@@ -53,8 +53,7 @@ from ecgad.parts.tokens import Tokens
 
 IN_MAP = ("patches", "rhythm")
 BESIDE = (*IN_MAP, "tokens", "quantiles")
-BANK = 256  # centres: small beside a pass; damage at other hospitals is found better than with 128
-RHYTHMS = 1024  # the same of rhythms, which cost next to nothing
+BANK = 128  # centres: small beside a pass, and enough for the phases of a beat
 FORESEEN = 64  # centres more, of generated normals: more of them, or fewer real ones, told less
 TOKENS = 50_000  # that the bank is made of, drawn by chance
 
@@ -134,9 +133,7 @@ class Model(Detector):
         if "rhythm" in beside:
             pool = max(s // 5, 1)  # 0.02 s; pieces of 4 s every 0.5 s, lags of 0.3 to 2.5 s
             piece, hop, *lags = (k * s // pool for k in (40, 5, 3, 25))
-            self.rhythm = Rhythm(
-                self.shape, pool, piece, hop, (lags[0], lags[1]), RHYTHMS, FORESEEN
-            )
+            self.rhythm = Rhythm(self.shape, pool, piece, hop, (lags[0], lags[1]), BANK, FORESEEN)
         if "quantiles" in beside:
             self.quantiles = Quantiles(self.shape, _divisor(self.shape[-1], 2 * s // 5))
         for name in ("error", *self.in_map) if self.in_map else ():
