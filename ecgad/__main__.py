@@ -78,7 +78,7 @@ def screen(
         paths, out, model=model, alpha=alpha, workers=workers, shard=shard, engine=engine,
         recalibrate=recalibrate, quiet=quiet, only_top=True,
     )  # fmt: skip
-    found, report = folder.read_manifest(out)["counts"], out / "report.html"
+    found, report = folder.read_head(out)["counts"], out / "report.html"
     if as_json:
         _print_json({"counts": found, "report": str(report), "results": str(out / "results.csv")})
     elif not quiet:

@@ -139,7 +139,7 @@ def test_more_people_teach_and_nothing_else_changes(
         assert ids[0] == ids[1]
     assert sets.preparation == plain.preparation
     assert sets.generated == plain.generated > 1000
-    assert not (sets.begin or plain.begin)  # generated ones are remembered, not trained on
+    assert sets.begin is plain.begin is False  # generated ones are remembered, not trained on
     assert plain.preparation is not None
     prepared = prepare_case(sets.train[-1], plain.preparation)
     assert prepared is not None

@@ -121,6 +121,14 @@ def test_the_text_table_holds_the_same_as_the_parts(whole):
         assert (text["path"], text["error"] or None) == (row["path"], row["error"])
 
 
+def test_the_head_of_a_manifest_is_all_of_it_but_its_inputs(whole: Path, tmp_path: Path):
+    manifest = folder.read_manifest(whole)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))  # laid out by another program
+    assert folder.read_head(tmp_path) == manifest
+    del manifest["inputs"]
+    assert folder.read_head(whole) == manifest
+
+
 def test_the_manifest_counts_and_names_every_source(whole):
     manifest = json.loads((whole / "manifest.json").read_text())
     table = folder.read_table(whole)

@@ -1,7 +1,7 @@
 """MMAE-ECG: a multi-scale masked autoencoder over segments that hold all leads.
 
 Paper: Zhou et al., PLOS ONE 21(3): e0343571, 2026 (arXiv 2502.05494)
-Good at: what does not follow from the rest of the record, at 1/410 of the usual cost
+Good at: what does not follow from the rest of the record, at 1/400 of the usual cost
 Data: signals with 1 or more leads, images
 
 A record X of K leads and length Q is cut into T segments U = {X_1 .. X_T}, each holding all leads.

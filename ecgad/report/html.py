@@ -11,7 +11,6 @@ top records. 100,000 rows take a second or two.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from ecgad.calibrate import false_alarm_bound
 from ecgad.drift import drift, words
 from ecgad.record import FLAGGED, NOT_ASSESSABLE
 from ecgad.report import DISCLAIMER, decision_words, interval_words, number
+from ecgad.screen.folder import read_head
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -62,7 +62,7 @@ def facts(out: Path) -> dict[str, Any]:
     """All that the page says, as plain values for the template."""
     dataset = _dataset(out)
     table = dataset.to_table(columns=list(LIGHT))
-    manifest = _manifest(out)
+    manifest = read_head(out) if (out / "manifest.json").is_file() else {}
     alpha = float(manifest.get("alpha", 0.05))
     state = states(table)
     p = table["p_value"].to_numpy(zero_copy_only=False).astype(float)
@@ -277,11 +277,6 @@ def _dataset(out: Path) -> Dataset:
     if not parts:
         raise ValueError(f"{out} holds no part-*.parquet; `ecgad screen PATH -o {out}` makes them")
     return pyarrow.dataset.dataset([str(part) for part in parts], format="parquet")
-
-
-def _manifest(out: Path) -> dict[str, Any]:
-    file = out / "manifest.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _mismatch(manifest: dict[str, Any], counts: dict[str, int]) -> int | None:
