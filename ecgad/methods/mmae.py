@@ -31,6 +31,9 @@ each by the spread that it has over normals, softly taken:
     tokens       the encoder's visible tokens against a bank of normal ones; no further pass
     quantiles    of each lead's amplitude, averaged over 0.04 s, against a Gaussian of normal ones
 
+A few hundred real records do not hold every normal rhythm, stretch or amplitude. Where generated
+normals are at hand (`foresee`), all three but the tokens hold those beside the real ones.
+
 The roles of eqs. 1-5, the two embeddings, the shared encoder, the one-block decoder and the loss
 are the paper's. Its hyper-parameters were not public when this was written: each is a field of
 `Config` with its reason, and together they meet its size claims. Left out: nothing that is known.
@@ -53,7 +56,7 @@ from ecgad.parts.tokens import Tokens
 
 IN_MAP = ("patches", "rhythm")
 BESIDE = (*IN_MAP, "tokens", "quantiles")
-BANK = 128  # centres: small beside a pass, and enough for the phases of a beat
+BANK = 128  # centres: small beside a pass; more of them find more damage and lose its place
 FORESEEN = 64  # centres more, of generated normals: more of them, or fewer real ones, told less
 TOKENS = 50_000  # that the bank is made of, drawn by chance
 
