@@ -70,15 +70,15 @@ def screen(
         recalibrate: Folder or list of this site's own records taken as normal, 200 to 500: p-values
             are then counted among them.
     """
+    from ecgad.report.html import manifest_head
     from ecgad.report.terminal import screening
-    from ecgad.screen import folder
     from ecgad.screen import screen as run
 
     top = run(
         paths, out, model=model, alpha=alpha, workers=workers, shard=shard, engine=engine,
         recalibrate=recalibrate, quiet=quiet, only_top=True,
     )  # fmt: skip
-    found, report = folder.read_head(out)["counts"], out / "report.html"
+    found, report = manifest_head(out)["counts"], out / "report.html"
     if as_json:
         _print_json({"counts": found, "report": str(report), "results": str(out / "results.csv")})
     elif not quiet:

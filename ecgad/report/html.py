@@ -11,8 +11,10 @@ top records. 100,000 rows take a second or two.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -23,7 +25,6 @@ from ecgad.calibrate import false_alarm_bound
 from ecgad.drift import drift, words
 from ecgad.record import FLAGGED, NOT_ASSESSABLE
 from ecgad.report import DISCLAIMER, decision_words, interval_words, number
-from ecgad.screen.folder import read_head
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -62,7 +63,7 @@ def facts(out: Path) -> dict[str, Any]:
     """All that the page says, as plain values for the template."""
     dataset = _dataset(out)
     table = dataset.to_table(columns=list(LIGHT))
-    manifest = read_head(out) if (out / "manifest.json").is_file() else {}
+    manifest = manifest_head(out)
     alpha = float(manifest.get("alpha", 0.05))
     state = states(table)
     p = table["p_value"].to_numpy(zero_copy_only=False).astype(float)
@@ -84,6 +85,18 @@ def facts(out: Path) -> dict[str, Any]:
         "model": model(manifest.get("model"), alpha),
         "disclaimer": DISCLAIMER,
     }
+
+
+def manifest_head(out: Path) -> dict[str, Any]:
+    """OUT/manifest.json without its inputs, which stand last and may be a million: half a gigabyte.
+
+    Empty where there is none.
+    """
+    if not (out / "manifest.json").is_file():
+        return {}
+    with (out / "manifest.json").open(encoding="utf-8") as file:
+        head = "".join(takewhile(lambda line: not line.startswith(' "inputs": ['), file))
+    return json.loads(head.removesuffix(",\n") + "}" if head.endswith(",\n") else head)
 
 
 def states(table: Table) -> np.ndarray:

@@ -19,7 +19,6 @@ import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import takewhile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
@@ -37,7 +36,6 @@ BRIEF = ["source_sha256", "score", "p_value", "p_group", "decision", "error"]  #
 LIBRARIES = ("numpy", "scipy", "wfdb", "onnxruntime", "pyarrow")
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
-_INPUTS = ' "inputs": ['  # the line of the manifest that they follow
 
 Manifest = dict[str, Any]
 
@@ -253,19 +251,12 @@ def read_manifest(out: Path) -> Manifest:
     return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
 
 
-def read_head(out: Path) -> Manifest:
-    """The manifest without its inputs, a million of which take half a gigabyte."""
-    with (out / "manifest.json").open(encoding="utf-8") as file:
-        head = "".join(takewhile(lambda line: not line.startswith(_INPUTS), file))
-    return json.loads(head.removesuffix(",\n") + "}" if head.endswith(",\n") else head)
-
-
 def write_manifest(out: Path, manifest: Manifest) -> None:
     """With its inputs last, a line each: the rest is at the top, where one looks."""
     rest = {key: value for key, value in manifest.items() if key != "inputs"}
     head = json.dumps(rest, indent=1, ensure_ascii=False).removesuffix("\n}")
     with whole(out / "manifest.json") as file:
-        file.write(f"{head},\n{_INPUTS}".encode())
+        file.write(f'{head},\n "inputs": ['.encode())
         for number, entry in enumerate(manifest["inputs"]):
             file.write(f"{',' * (number > 0)}\n  {_JSON.encode(entry)}".encode())
         file.write(b"\n ]\n}\n")
