@@ -55,7 +55,7 @@ class Sets:
     test: Sequence[Case]
     card: Mapping[str, Any]  # for the model card: sources, notes, limits
     generated: int = 0  # records that come before the real ones
-    begin: bool = True  # training with those, or they are only remembered beside the real ones
+    begin: bool = True  # training begins with those; otherwise they are only remembered
     preparation: Preparation | None = None  # where the benchmark prescribes one
     name: str = ""  # where a benchmark is several such sets: of this one
 
