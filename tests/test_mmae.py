@@ -222,7 +222,8 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
 # What stands beside the map
 
 ALL = {"beside": ("rhythm", "quantiles", "tokens", "patches")}
-BESIDE = Config(segment=(5,), local=(4,), **SMALL | ALL)
+DEEPER = SMALL | {"depth": 4}
+BESIDE = Config(segment=(5,), local=(4,), **DEEPER | ALL)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,7 @@ def settled(ecg) -> tuple[Model, Tensor]:
 
 
 def with_parts(model: Model, *beside: str) -> Model:
-    config = Config(segment=(5,), local=(4,), **SMALL | {"beside": beside})
+    config = Config(segment=(5,), local=(4,), **DEEPER | {"beside": beside})
     reduced = Model((3, 240), config).eval()
     reduced.load_state_dict({k: model.state_dict()[k] for k in reduced.state_dict()})
     return reduced
@@ -249,7 +250,7 @@ def column(model: Model, x: Tensor, name: str) -> Tensor:
 
 def test_the_map_is_the_papers_where_nothing_in_it_stands_beside_the_error(settled):
     model, x = settled
-    paper, other = with_parts(model), with_parts(model, "tokens")
+    paper, other = with_parts(model), with_parts(model, "quantiles")
     assert torch.equal(paper(x).map, other(x).map)
     assert paper(x).whole.shape == (80, 0)
     assert not torch.allclose(paper(x).map, model(x).map, rtol=0.1)
@@ -260,31 +261,65 @@ def test_the_map_adds_what_stands_beside_the_error_in_each_ones_own_unit(settled
     error = with_parts(model)(x).map / model.error_level
     patches = model.patches(x).repeat_interleave(5, 1)[:, None] / model.patches_level
     rhythm = model.rhythm(x)[:, None] / model.rhythm_level  # all leads alike
-    torch.testing.assert_close(model(x).map, error + patches + rhythm)
+    tokens = with_parts(model, "tokens")(x).map - error
+    torch.testing.assert_close(model(x).map, error + patches + rhythm + tokens)
     torch.testing.assert_close(with_parts(model, "patches")(x).map, error + patches)
     torch.testing.assert_close(with_parts(model, "rhythm")(x).map, error + rhythm)
 
 
-@pytest.mark.parametrize("part", ["patches", "rhythm"])
+@pytest.mark.parametrize("part", ["patches", "rhythm", "tokens"])
 def test_in_the_map_all_weigh_alike_over_normals(settled, part):
     model, x = settled
-    assert model(x).map.mean().item() == pytest.approx(3, rel=1e-4)
+    assert model(x).map.mean().item() == pytest.approx(4, rel=1e-4)
     share = with_parts(model)(x).map.mean() / model.error_level
     assert share.item() == pytest.approx(1, rel=1e-4)
     assert with_parts(model, part)(x).map.mean().item() == pytest.approx(2, rel=1e-4)
 
 
-def test_the_tokens_column_is_the_mean_distance_of_visible_tokens_to_their_nearest_centre(settled):
+def test_tokens_are_as_far_as_they_are_half_way_through_the_encoder(settled):
     model, x = settled
-    u, found = model.tokens.split(x[:2]), []
+    u, found = model.tokens.split(x[:2]), [[] for _ in range(model.tokens.n)]
     for visible, segment in zip(model.visible, model.visible_segment, strict=True):
-        z = model.encode(model.embed(u)[:, segment] + model.position[visible])
+        z = model.embed(u)[:, segment] + model.position[visible]
+        for block in model.blocks[:2]:
+            z = block(z)
         for place, token in zip(visible.tolist(), z.unbind(1), strict=True):
             if place < model.tokens.n:  # of the global region
                 token = (token - model.token_centre[place]) / model.token_deviation
                 apart = (token[:, None] - model.bank.centres).square().mean(-1)
-                found.append(apart.amin(1))
-    torch.testing.assert_close(column(model, x[:2], "tokens"), torch.stack(found).mean(0))
+                found[place].append(apart.amin(1))
+    every = torch.stack([apart for place in found for apart in place])
+    torch.testing.assert_close(column(model, x[:2], "tokens"), every.mean(0))
+    places = torch.stack([torch.stack(apart).mean(0) for apart in found], 1)  # (2, segments)
+    added = (
+        with_parts(model, "tokens")(x[:2]).map - with_parts(model)(x[:2]).map / model.error_level
+    )
+    expected = (places / model.tokens_level).repeat_interleave(5, 1)[:, None].expand_as(added)
+    torch.testing.assert_close(added, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_segment_that_no_masking_shows_has_no_token_in_the_map():
+    config = replace(LINE, rounds=2, hidden=0.5, beside=("tokens",))
+    model = built(config, (3, 13 * 6))  # 7 of 13 segments are hidden each time, one of them twice
+    x = torch.randn(20, 3, 13 * 6)
+    model.settle([x])
+    segments = model._parts(x + 1)[0]["tokens"][:, 0, ::6]  # (b, 13)
+    never = [i for i in range(13) if i not in model.seen]
+    assert len(never) == 1
+    assert segments[:, never].eq(0).all()
+    assert segments[:, [i for i in range(13) if i not in never]].gt(0).all()
+
+
+def test_in_pictures_the_tokens_stand_in_the_map_of_their_segments_too():
+    model, x = built(replace(SQUARE, beside=("tokens",)), (3, 16, 16)), torch.randn(20, 3, 16, 16)
+    model.settle(x.split(7))
+    maps, columns = model._parts(x)
+    segments = maps["tokens"].unflatten(3, (4, 4)).unflatten(2, (4, 4))  # (b, c, 4, 4, 4, 4)
+    assert torch.equal(segments, segments[:, :1, :, :1, :, :1].expand_as(segments))
+    assert segments[:, 0, :, 0, :, 0].flatten(1).unique(dim=1).shape == (20, 16)
+    added = maps["error"] / model.error_level + maps["tokens"] / model.tokens_level
+    torch.testing.assert_close(model(x).map, added)
+    assert torch.equal(model(x).whole, torch.stack([columns["error"], columns["tokens"]], 1))
 
 
 def test_the_quantiles_column_is_that_of_the_record_whatever_its_order_in_time(settled):
@@ -296,14 +331,14 @@ def test_the_quantiles_column_is_that_of_the_record_whatever_its_order_in_time(s
     torch.testing.assert_close(column(only, x, "quantiles"), model.quantiles(x))
 
 
-def test_columns_of_error_patches_and_rhythm_are_the_means_of_what_each_adds_to_the_map(settled):
+def test_columns_of_error_and_rhythm_are_the_means_of_what_each_adds_to_the_map(settled):
     model, x = settled
-    assert model.whole == ("error", "patches", "rhythm", "tokens", "quantiles")
-    error = with_parts(model)(x).map.mean((1, 2)) / model.error_level
-    patches, rhythm = (with_parts(model, p)(x).map.mean((1, 2)) for p in ("patches", "rhythm"))
+    assert model.whole == ("error", "rhythm", "tokens", "quantiles")
+    assert with_parts(model, "patches").whole == ("error",)
+    error = with_parts(model)(x).map.mean((1, 2))
     torch.testing.assert_close(column(model, x, "error"), error)
-    torch.testing.assert_close(column(model, x, "patches"), patches - error)
-    torch.testing.assert_close(column(model, x, "rhythm"), rhythm - error)
+    rhythm = with_parts(model, "rhythm")(x).map.mean((1, 2)) - error / model.error_level
+    torch.testing.assert_close(column(model, x, "rhythm") / model.rhythm_level, rhythm)
 
 
 def test_the_error_column_leaves_out_what_was_not_recorded(settled):
@@ -311,7 +346,7 @@ def test_the_error_column_leaves_out_what_was_not_recorded(settled):
     x = x[:4].clone()
     x[:, 1] = 0  # an absent lead
     x[0, :, :60] = 0  # a gap in all leads
-    error = with_parts(model)(x).map / model.error_level
+    error = with_parts(model)(x).map
     expected = [e[each != 0].mean() for e, each in zip(error, x, strict=True)]
     torch.testing.assert_close(column(model, x, "error"), torch.stack(expected))
     assert column(model, torch.zeros_like(x), "error").isfinite().all()
@@ -347,7 +382,7 @@ def test_every_bank_holds_something_once_settled(settled):
 
 def test_tokens_that_are_remembered_have_no_mean_at_any_position_and_deviation_one(settled):
     model, x = settled
-    z = model._standard(model._encoded(x))  # (b, H, seen, d)
+    z = model._standard(model._encoded(x)[0])  # (b, H, seen, d)
     for position in range(model.tokens.n):
         here = z[:, model.seen == position]
         assert len(here[0]) == 0 or here.mean((0, 1)).abs().max() < 1e-4
@@ -381,10 +416,10 @@ def test_what_needs_time_is_refused_for_pictures_and_short_signals():
         Model((3, 300), Config(segment=(10,), rounds=4))
 
 
-@pytest.mark.parametrize("leads", [2, 12])
-def test_in_onnx_runtime_no_bit_depends_on_the_batch(tmp_path, ecg, leads):
-    x = ecg(16, seed=6, t=1000)[:, :leads]
-    model = built(Config(segment=(10,), width=16, depth=1, decoder_width=16), (leads, 1000))
+@pytest.mark.parametrize(("leads", "t"), [(2, 1000), (12, 1000), (2, 1010), (12, 990)])
+def test_in_onnx_runtime_no_bit_depends_on_the_batch(tmp_path, ecg, leads, t):
+    x = ecg(16, seed=6, t=t)[:, :leads]
+    model = built(Config(segment=(10,), width=16, depth=1, decoder_width=16), (leads, t))
     model.settle([torch.from_numpy(x)])
     export_onnx(model, tmp_path / "model.onnx", x)
     run = run_onnx(tmp_path / "model.onnx")

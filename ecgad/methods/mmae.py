@@ -22,14 +22,16 @@ of the cost of eight that hide a quarter (`rounds=8, hidden=0.25`).
 What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
 longer than a segment: neither is strange to a reconstruction. So four distances from what normal
 records gave, once the encoder had learned, stand beside the error at next to no cost; `beside=`
-(nothing) is the paper's method. Two of them are part of the map too, where they and the error are
-each in multiples of normals' mean. A record is as strange as the strangest of error and distances,
-each by the spread that it has over normals, softly taken:
+(nothing) is the paper's method. In the map error and distances are added up, each in multiples of
+normals' mean. A record is as strange as the strangest of them, each by the spread that it has over
+normals, softly taken:
 
-    patches      stretches of 0.4 s, as they are, against a bank of normal ones (map)
-    rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank (map)
-    tokens       the encoder's visible tokens against a bank of normal ones; no further pass
+    patches      stretches of 0.4 s, as they are, against a bank of normal ones (map alone)
+    rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank
+    tokens       visible tokens half way through the encoder, where they tell more than at its end,
+                 against a bank of normal ones; no further pass
     quantiles    of each lead's amplitude, averaged over 0.04 s, against a Gaussian of normal ones
+                 (record alone)
 
 A few hundred real records do not hold every normal rhythm, stretch or amplitude. Where generated
 normals are at hand (`foresee`), all three but the tokens hold those beside the real ones.
@@ -51,12 +53,13 @@ from torch import Tensor, nn
 from ecgad.parts.detector import Detector, Evidence
 from ecgad.parts.layers import Block, initialise, pick, positions
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
-from ecgad.parts.normality import Bank, Patches, Quantiles, Rhythm, draw
+from ecgad.parts.normality import Bank, Patches, Quantiles, Rhythm, draw, sums
 from ecgad.parts.tokens import Tokens
 
-IN_MAP = ("patches", "rhythm")
-BESIDE = (*IN_MAP, "tokens", "quantiles")
-BANK = 128  # centres: small beside a pass; more of them find more damage and lose its place
+IN_MAP = ("patches", "rhythm", "tokens")
+OF_RECORD = ("rhythm", "tokens", "quantiles")  # patches say of a record what tokens say better
+BESIDE = (*IN_MAP, "quantiles")
+BANK = 128  # centres: small beside a pass
 FORESEEN = 64  # centres more, of generated normals: more of them, or fewer real ones, told less
 TOKENS = 50_000  # that the bank is made of, drawn by chance
 
@@ -99,6 +102,8 @@ class Model(Detector):
     masked_segment: Tensor
     slots: Tensor
     weights: Tensor
+    seen_slots: Tensor
+    seen_weights: Tensor
     token_centre: Tensor
     token_deviation: Tensor
 
@@ -106,7 +111,7 @@ class Model(Detector):
         super().__init__(shape)
         self.config = c = config
         self.in_map = tuple(name for name in IN_MAP if name in c.beside)
-        self.whole = ("error", *(n for n in BESIDE if n in c.beside)) if c.beside else ()
+        self.whole = ("error", *(n for n in OF_RECORD if n in c.beside)) if c.beside else ()
         self.tokens = Tokens(shape, c.segment)
         self.embed = nn.Linear(self.tokens.size, c.width)
         self.blocks = nn.Sequential(*(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth)))
@@ -153,46 +158,55 @@ class Model(Detector):
         visible = [complement(global_masks, n), n + complement(local_masks, delta)]
         masked = torch.cat([global_masks, n + local_masks], dim=1)
         hidden = place.gather(1, masked)  # (H, m): the segment behind each masked place
+        seen = place.gather(1, visible[0])
         slots, weights = _average_over(hidden.flatten(), n)
+        seen_slots, seen_weights = _average_over(seen.flatten(), n)
         for name, value in {
             "visible": (v := torch.cat(visible, dim=1)),
             "visible_segment": place.gather(1, v),
-            "seen": place.gather(1, visible[0]),  # of the global region alone
+            "seen": seen,  # of the global region alone
             "masked": masked,
             "masked_segment": hidden,
             "slots": slots,
             "weights": weights,
+            "seen_slots": seen_slots,
+            "seen_weights": seen_weights,
         }.items():
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
-        z = self._encoded(x)
-        maps = self._maps(x, z)
+        maps, columns = self._parts(x)
         if self.in_map:
             maps = {name: map / self.get_buffer(f"{name}_level") for name, map in maps.items()}
-        return Evidence(reduce(torch.add, maps.values()), self._columns(x, z, maps))
+        whole = [columns[name] for name in self.whole]
+        return Evidence(
+            reduce(torch.add, maps.values()),
+            torch.stack(whole, 1) if whole else x.new_zeros(x.shape[0], 0),
+        )
 
-    def _columns(self, x: Tensor, z: Tensor, maps: dict[str, Tensor]) -> Tensor:
-        """What is said of the whole record, (b, k): error, and the distances beside it."""
-        if not self.whole:
-            return x.new_zeros(x.shape[0], 0)
-        columns = [_mean_of_recorded(maps["error"], x)]
-        columns += [maps[name].flatten(1).mean(1) for name in self.in_map]
-        if "tokens" in self.whole:
-            columns.append(self.bank(self._standard(z)).mean((1, 2)))
-        if "quantiles" in self.whole:
-            columns.append(self.quantiles(x))
-        return torch.stack(columns, 1)
+    def _parts(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The error and what stands beside it, in the map and of the whole record.
 
-    def _maps(self, x: Tensor, z: Tensor) -> dict[str, Tensor]:
-        """The error (b, c, *grid), and what stands beside it alike in all leads: (b, 1, t) each."""
-        maps = {"error": self._error(x, z)}
+        Maps are (b, c, *grid); (b, 1, t) where alike in all leads. Columns are (b,).
+        """
+        half, z = self._encoded(x)
+        error = self._error(x, z)
+        maps, columns = {"error": error}, {"error": _mean_of_recorded(error, x)}
         if "patches" in self.in_map:
-            maps["patches"] = self.patches(x).repeat_interleave(self.config.segment[0], 1)[:, None]
+            apart = self.patches(x)  # (b, T)
+            maps["patches"] = apart.repeat_interleave(self.config.segment[0], 1)[:, None]
         if "rhythm" in self.in_map:
             maps["rhythm"] = self.rhythm(x)[:, None]
-        return maps
+            columns["rhythm"] = _mean(maps["rhythm"][:, 0])
+        if "tokens" in self.in_map:
+            apart = self.bank(self._standard(half)).flatten(1)  # (b, H seen)
+            columns["tokens"] = _mean(apart)
+            segments = (pick(apart, 1, self.seen_slots) * self.seen_weights).sum(2)  # (b, T)
+            maps["tokens"] = self.tokens.join(segments[..., None].expand(-1, -1, self.tokens.size))
+        if "quantiles" in self.whole:
+            columns["quantiles"] = self.quantiles(x)
+        return maps, columns
 
     def _error(self, x: Tensor, z: Tensor) -> Tensor:
         """The point score of eq. 5, (b, c, *grid), from the record and its encoded tokens."""
@@ -203,11 +217,14 @@ class Model(Detector):
         point = (pick(error, 1, self.slots) * self.weights[..., None]).sum(2)  # (b, T, p)
         return self.tokens.join(point)
 
-    def _encoded(self, x: Tensor) -> Tensor:
-        """Visible tokens of each masking after the encoder, (b, H, v, d)."""
-        u = self.tokens.split(x)
+    def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Each masking's visible tokens half way through the encoder and after it, (b, H, v, d)."""
+        u, half = self.tokens.split(x), len(self.blocks) // 2
         z = pick(self.embed(u), 1, self.visible_segment) + self.position[self.visible]
-        return self.encode(z.flatten(0, 1)).unflatten(0, (x.shape[0], -1))
+        middle = self.blocks[:half](z.flatten(0, 1))
+        last = self.norm(self.blocks[half:](middle))
+        shape = (x.shape[0], -1)
+        return middle.unflatten(0, shape), last.unflatten(0, shape)
 
     def _standard(self, z: Tensor) -> Tensor:
         """Tokens of the global region, (b, H, seen, d), without the mean of their positions."""
@@ -246,10 +263,10 @@ class Model(Detector):
         total, times = torch.zeros_like(centre), self.seen.flatten().bincount(minlength=len(centre))
         records = sum(map(len, batches))
         for x in batches:
-            z = self._standard(self._encoded(x))  # (b, H, seen, d)
+            z = self._standard(self._encoded(x)[0])  # (b, H, seen, d)
             total.index_add_(0, self.seen.flatten(), z.sum(0).flatten(0, 1))
         centre.copy_(total / (times * records).clamp(min=1)[:, None])
-        rows = (self._standard(self._encoded(x)).flatten(0, 2) for x in batches)
+        rows = (self._standard(self._encoded(x)[0]).flatten(0, 2) for x in batches)
         kept = draw(rows, records * self.seen.numel(), TOKENS)
         deviation.copy_(kept.std(0).clamp(min=1e-6))
         self.bank.fit(kept / deviation)
@@ -258,8 +275,7 @@ class Model(Detector):
         """The means over normals of all that is in the map, the units that it adds them in."""
         records = sum(map(len, batches))
         means = [
-            {name: m.mean() * len(x) for name, m in self._maps(x, self._encoded(x)).items()}
-            for x in batches
+            {name: m.mean() * len(x) for name, m in self._parts(x)[0].items()} for x in batches
         ]
         for name in means[0]:
             level = torch.stack([mean[name] for mean in means]).sum() / records
@@ -299,6 +315,11 @@ class Model(Detector):
         return global_error.mean() + c.local_weight * local_error.mean()
 
 
+def _mean(rows: Tensor) -> Tensor:
+    """(b, n) -> (b,), the same bits in any batch."""
+    return sums(rows) / rows.shape[1]
+
+
 def _mean_of_recorded(map: Tensor, x: Tensor) -> Tensor:
     """Over the places of a map (b, c, *grid) where something was recorded, which is not 0: (b,)."""
     recorded = (x != 0).to(map.dtype).flatten(1)
@@ -324,12 +345,13 @@ def _take(tokens: Tensor, index: Tensor) -> Tensor:
 def _average_over(segment: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """For each of n segments, where it stands in `segment` and the weight of each standing.
 
-    Rows are padded to one length with weight 0, so that averaging is one gather and one sum.
+    Rows are padded to one length with weight 0, so that averaging is one gather and one sum; that
+    of a segment which stands nowhere (two halves of an odd number hide one twice) is 0.
     """
     found = [(segment == i).nonzero().flatten() for i in range(n)]
     longest = max(len(f) for f in found)
     slots = torch.zeros(n, longest, dtype=torch.long)
     weights = torch.zeros(n, longest)
     for i, f in enumerate(found):
-        slots[i, : len(f)], weights[i, : len(f)] = f, 1 / len(f)
+        slots[i, : len(f)], weights[i, : len(f)] = f, 1 / max(len(f), 1)
     return slots, weights

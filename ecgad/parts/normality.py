@@ -72,12 +72,17 @@ class Bank(nn.Module):
 
 
 def squares(rows: Tensor) -> Tensor:
+    """The sum of their squares along the last axis."""
+    return sums(rows.square())
+
+
+def sums(rows: Tensor) -> Tensor:
     """Their sum along the last axis.
 
     ONNX Runtime adds a row up in an order that depends on where in memory it begins, that is on the
     batch; padded to whole 32 bytes, all begin alike.
     """
-    return F.pad(rows, (0, -rows.shape[-1] % 8)).square().sum(-1)
+    return F.pad(rows, (0, -rows.shape[-1] % 8)).sum(-1)
 
 
 def draw(rows: Iterable[Tensor], total: int, most: int) -> Tensor:
