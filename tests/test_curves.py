@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from ecgad.report import curves
+from ecgad.report.leaderboard import read_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,8 +71,14 @@ def test_plots_show_every_method_and_source_and_are_the_same_each_time(folder: P
     figure = curves._panels(found, curves._roc, "x", "y")
     titles = [ax.get_title() for ax in figure.axes]
     assert titles == ["a (20 + 20)", "b (20 + 19)"]
-    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert names == ["good", "bad"]
+    assert named(figure) == ["good", "bad"]
+    costs = curves._costs(read_rows(folder / "x.csv"), ["bad", "good"])
+    assert named(costs) == ["bad", "good"]
+
+
+def named(figure: Figure) -> list[str]:
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def test_the_flagged_share_is_of_normal_records(folder: Path):

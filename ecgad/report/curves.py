@@ -86,9 +86,16 @@ def _panels(found: dict[str, dict[str, Cases]], one: Any, x: str, y: str) -> Fig
         normal, abnormal = int((~some.abnormal).sum()), int(some.abnormal.sum())
         ax.set(title=f"{source} ({normal} + {abnormal})", xlabel=x, ylabel=y)
         ax.plot([0, 1], [0, 1], color="0.7", lw=0.8, ls=":")
-    place = "lower right" if one is _roc else "best"
-    axes[0].legend(frameon=False, fontsize=8, loc=place)
+    _legend(figure, axes)
     return figure
+
+
+def _legend(figure: Figure, axes: list[Axes]) -> None:
+    """Below all panels, where it hides no curve."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    columns = min(3 * len(axes), len(labels))
+    place = "outside lower center"
+    figure.legend(handles, labels, loc=place, ncols=columns, frameon=False, fontsize=8)
 
 
 def _grid(n: int) -> tuple[Figure, list[Axes]]:
@@ -145,15 +152,17 @@ def _calibration(ax: Axes, cases: Cases, colour: str, method: str) -> None:
 def _costs(rows: Sequence[Row], methods: Sequence[str]) -> Figure:
     from ecgad.report.leaderboard import summaries
 
-    shown = [r for r in summaries(rows, "record_auroc") if r["method"] in methods]
+    known = [r for r in summaries(rows, "record_auroc") if r["method"] in methods]
+    shown = sorted(known, key=lambda r: list(methods).index(r["method"]))
     sources = list(dict.fromkeys(r["source"] for r in shown))
     figure, axes = _grid(len(sources))
     for ax, source in zip(axes, sources, strict=True):
         for r in (r for r in shown if r["source"] == source):
             x, y, low, high = (float(r[k]) for k in ("macs_record", "value", "low", "high"))
             colour = COLOURS[list(methods).index(r["method"]) % len(COLOURS)]
-            ax.errorbar(x / 1e6, y, [[y - low], [high - y]], fmt="o", color=colour, ms=4, lw=1)
-            ax.annotate(r["method"], (x / 1e6, y), (5, 3), textcoords="offset points", fontsize=7)
+            bar = [[y - low], [high - y]]
+            ax.errorbar(x / 1e6, y, bar, fmt="o", color=colour, ms=4, lw=1, label=r["method"])
         ax.set(xscale="log", title=source, xlabel="million MACs a record", ylabel="AUROC")
-        ax.margins(x=0.35)
+        ax.margins(x=0.1)
+    _legend(figure, axes)
     return figure
