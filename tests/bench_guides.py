@@ -69,10 +69,9 @@ def main(board: Path, root: Path) -> None:
         sets.name: list(damaged(list(sets.test))) for sets in load_benchmark("twelve_lead", root)
     }
     every = [case for cases in parts.values() for case in cases]
-    guides = {f"twelve_lead/{name}": ("elsewhere", cases) for name, cases in parts.items()}
-    guides |= {"mitbih": ("elsewhere", every), AS_Z: ("elsewhere", every)}
-    for home, (what, cases) in guides.items():
-        tell(board / home, what, cases)
+    homes = {f"twelve_lead/{name}": cases for name, cases in parts.items()}
+    for home, cases in (homes | {"mitbih": every, AS_Z: every}).items():
+        tell(board / home, "elsewhere", cases)
     folds = [c for c in ptbxl_zscored.cases(root / AS_Z) if c.fold in (7, 8)]
     tell(board / AS_Z, "labels", folds)
     sets = mitbih.load(root / "mitdb")
