@@ -290,7 +290,8 @@ def load(path: str | Path | None = None, *, runtime: str = "onnx", device: str =
 def load_detector(folder: Path, settings: Mapping[str, Any] | None = None) -> Detector:
     """The torch model of a bundle; or one with other `settings`, of those weights that it has.
 
-    `KeyError` for settings that ask for weights which are not there.
+    `KeyError` for settings that ask for weights which are not there, `ValueError` for a bundle of
+    a version of this package in which the method had other parts.
     """
     from safetensors.torch import load_file
 
@@ -301,8 +302,18 @@ def load_detector(folder: Path, settings: Mapping[str, Any] | None = None) -> De
     model = build(card["method"], tuple(card["shape"]), config | dict(settings or {}))
     if settings:
         weights = {name: weights[name] for name in model.state_dict()}
+    elif _shapes(weights) != _shapes(model.state_dict()) or card["whole"] != list(model.whole):
+        raise ValueError(
+            f"{folder} is of {card['created']}, when {card['method']} had other parts than now: "
+            'its ONNX file still scores (runtime="onnx"), but for torch, or to be exported anew, '
+            "it has to be trained again"
+        )
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(values.shape) for name, values in weights.items()}
 
 
 def write(card: dict[str, Any], model: Detector, folder: Path) -> Path:

@@ -6,7 +6,7 @@ AUROC of each seed's bundle by its own rule, and the mean:
 
     elsewhere   all kinds of known damage together, put into normals of hospitals that the bundle
                 has not seen: of `twelve_lead` in those of the one left out, of the others in those
-                of the four. No label of disease is used. Then the same of samples, in the map.
+                of the four. No label of disease is used. Of samples: the mean over records.
     labels      abnormal records of PTB-XL's folds 7 and 8, and of those patients of MIT-BIH's DS1
                 that the bundle has not learned from. The rule and the calibration knew their
                 normals, so that these are to compare versions with, and nothing else.

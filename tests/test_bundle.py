@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from archive import TINY, tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ecgad import load, train
-from ecgad.bundle import CROWD, Bundle, load_detector
+from ecgad.bundle import CROWD, Bundle, file_sha256, load_detector, write_card
 from ecgad.export import disagreement, export_onnx, run_onnx
 from ecgad.learn import Normals, Pretraining, calibrate, damage_probe, learn
 from ecgad.prepare.signal import Preparation, prepare
@@ -209,7 +210,6 @@ def test_the_probe_tells_damaged_records_from_their_originals(ecg: Ecg):
             return self
 
         def __call__(self, x):  # noqa: ANN001, ANN204 - torch in, Evidence out
-            import torch
 
             from ecgad.parts.detector import Evidence
 
@@ -224,6 +224,21 @@ def test_the_probe_tells_damaged_records_from_their_originals(ecg: Ecg):
     told = [np.array([float(i)]) for i in range(3)]
     rule = fit_rule(maps, [of_usual] * 3, told, ("known",), ("known",), 3.0)
     assert probe(Remembers(), rule) < 0.05
+
+
+@pytest.mark.parametrize("other", ["weights", "whole"])
+def test_parts_of_another_version_are_refused_in_torch(folder: Path, tmp_path: Path, other: str):
+    place = shutil.copytree(folder, tmp_path / "older")
+    card, weights = json.loads((place / "card.json").read_text()), place / "weights.safetensors"
+    if other == "whole":
+        card["whole"] = ["error", "patches"]
+    else:
+        save_file({**load_file(weights), "lost.centres": torch.zeros(1)}, weights)
+    card |= {"weights_sha256": file_sha256(weights), "created": "2020-02-02"}
+    write_card(card, place)
+    with pytest.raises(ValueError, match="older is of 2020-02-02, when mmae had other parts"):
+        load(place, runtime="torch")
+    load(place)  # by its ONNX file
 
 
 def test_an_export_that_disagrees_is_refused_and_leaves_no_file(

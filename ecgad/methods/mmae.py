@@ -23,8 +23,8 @@ What repeats alike in every beat of a record is filled in from the other beats, 
 longer than a segment: neither is strange to a reconstruction. So four distances from what normal
 records gave, once the encoder had learned, stand beside the error at next to no cost; `beside=`
 (nothing) is the paper's method. In the map error and distances are added up, each in multiples of
-normals' mean. A record is as strange as the strangest of them, each by the spread that it has over
-normals, softly taken:
+normals' mean. A record is as strange as the strangest of error, rhythm, tokens and quantiles, each
+by the spread that it has over normals, softly taken:
 
     patches      stretches of 0.4 s, as they are, against a bank of normal ones (map alone)
     rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank
@@ -242,7 +242,7 @@ class Model(Detector):
             self.quantiles.fit(batches)
 
     def settle(self, batches: Iterable[Tensor]) -> None:
-        """Remembers what normal records give beside the map, now that the encoder has learned."""
+        """Remembers what normal records give beside the error, now that the encoder has learned."""
         batches = list(batches)
         if "tokens" in self.config.beside:
             self._remember_tokens(batches)
