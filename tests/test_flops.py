@@ -74,19 +74,19 @@ def test_mmae_costs_what_the_formula_says(t, segment, more):
 @pytest.mark.parametrize(("t", "segment"), [(4800, 48), (1000, 10)])
 def test_what_stands_beside_mmaes_map_costs_what_its_products_say(t, segment):
     model = Model((12, t), Config(segment=(segment,)))
-    tokens = 2 * 50 * 128 * 64  # rounds, visible segments, centres of the bank, width
-    stretches, samples = 97, 12 * 4 * segment // model.patches.pool
-    patches = stretches * (128 + 64) * samples + stretches * model.tokens.n  # each segment's mean
+    tokens = 2 * 50 * 128 * (64 + 1)  # rounds, visible segments, centres of the bank, width
+    stretches, samples = 97, 4 * segment // model.patches.pool
+    patches = stretches * (128 + 64) * (samples + 1) + stretches * model.tokens.n  # and the means
     pieces, samples = model.rhythm.pieces.shape
     first, last = (k * segment // model.rhythm.pool for k in (3, 25))  # lags: 0.3 .. 2.5 s
     shifts, frequencies = last - first + 1, (samples + last) // 2 + 1
     rhythm = pieces * frequencies * (2 * samples + shifts)  # to its power, and back
-    rhythm += pieces * shifts * (128 + 64)  # the bank
-    rhythm += pieces * t  # each sample's mean
+    rhythm += pieces * (shifts + 1) * (128 + 64)  # the bank
+    rhythm += pieces * model.tokens.n  # each segment's mean
     quantiles = (12 * 7) ** 2  # seven of each lead, whitened
     paper = flops.count(Model(model.shape, Config(segment=(segment,), beside=())))
     found = flops.count(model).macs_record - paper.macs_record
-    assert found == tokens + patches + rhythm + quantiles
+    assert found == tokens + 12 * patches + rhythm + quantiles
 
 
 @pytest.mark.parametrize("settings", [{}, PAPER])

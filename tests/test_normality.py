@@ -126,26 +126,50 @@ def standardised(rows: Tensor) -> np.ndarray:
     return ((rows - rows.mean(0)) / rows.std(0, correction=0)).double().numpy()
 
 
-def test_a_segment_is_as_far_as_the_mean_of_the_stretches_that_hold_it():
+def apart_by_lead(patches: Patches, record: np.ndarray) -> np.ndarray:
+    """Each segment's mean distance over the stretches of 3 that hold it: (leads, segments)."""
+    pooled = record.reshape(len(record), -1, 2).mean(2)
+    found = np.zeros((len(record), record.shape[1] // 6))
+    for (lead, segment), _ in np.ndenumerate(found):
+        apart = []
+        for start in range(found.shape[1] - 2):
+            if start <= segment < start + 3:
+                stretch = pooled[lead, 3 * start : 3 * start + 9]
+                centres = patches.bank.centres[lead].numpy()
+                apart.append(((stretch - centres) ** 2).mean(1).min())
+        found[lead, segment] = np.mean(apart)
+    return found
+
+
+def test_a_segment_is_as_far_in_a_lead_as_the_stretches_that_hold_it_and_half_as_all_leads_are():
     patches = Patches((2, 48), segment=6, span=3, pool=2, size=5)
     torch.manual_seed(0)
-    x = torch.randn(4, 2, 48)
-    patches.fit(torch.randn(9, 2, 48).split(4))
-    pooled, centres = x.numpy().reshape(4, 2, 24, 2).mean(3), patches.bank.centres.numpy()
-    for record, found in zip(pooled, patches(x), strict=True):
-        for segment in range(8):
-            apart = []
-            for start in range(6):
-                if start <= segment < start + 3:
-                    stretch = record[:, 3 * start : 3 * start + 9].ravel()
-                    apart.append(((stretch - centres) ** 2).mean(1).min())
-            assert found[segment].item() == pytest.approx(np.mean(apart), rel=1e-4)
+    x, normal = torch.randn(4, 2, 48), torch.randn(9, 2, 48) * torch.tensor([[1.0], [30.0]])
+    patches.fit(normal.split(4))
+    usual = np.mean([apart_by_lead(patches, record) for record in normal.numpy()], axis=(0, 2))
+    np.testing.assert_allclose(patches.level[:, 0], usual, rtol=0.2)  # 50,000 rows, drawn by chance
+    assert patches.level[1] > 500 * patches.level[0]
+    for record, found in zip(x.numpy(), patches(x), strict=True):
+        apart = apart_by_lead(patches, record) / patches.level.numpy()
+        np.testing.assert_allclose(found, np.sqrt(apart * apart.mean(0)), rtol=1e-4)
+
+
+def test_a_strange_stretch_stands_out_in_its_lead():
+    patches = Patches((3, 400), segment=10, span=4, pool=2, size=32)
+    torch.manual_seed(0)
+    normal = torch.cat([beats([p], 400) for p in range(60, 110)]).expand(-1, 3, -1)
+    patches.fit(list(normal.split(8)))
+    turned = normal[20:30].clone()
+    turned[:, 1, 100:200] *= -1
+    rise = (patches(turned) - patches(normal[20:30]))[:, :, 10:20].mean(2)
+    assert (rise.argmax(1) == 1).all()
+    assert (rise > 0).all()  # the other leads at that time, a little
 
 
 def test_stretches_of_the_bank_are_drawn_from_all_batches():
     patches = Patches((1, 40), segment=10, span=1, pool=1, size=16)
     patches.fit([torch.full((1, 1, 40), float(value)) for value in (1, 2, 3, 4)])
-    assert patches.bank.centres.unique(dim=0)[:, 0].tolist() == [1, 2, 3, 4]
+    assert patches.bank.centres[0].unique(dim=0)[:, 0].tolist() == [1, 2, 3, 4]
     rows = draw([torch.arange(500.0)[:, None], torch.arange(500.0, 1000)[:, None]], 1000, 100)
     assert 50 < len(rows) < 150
     assert (rows >= 500).any()
@@ -153,7 +177,7 @@ def test_stretches_of_the_bank_are_drawn_from_all_batches():
 
 def test_a_rhythm_is_the_autocorrelation_of_the_speed_in_pieces():
     x = torch.randn(2, 3, 203)
-    rhythm = Rhythm((3, 203), pool=2, piece=30, hop=10, lags=(4, 12))
+    rhythm = Rhythm((3, 203), segment=7, pool=2, piece=30, hop=10, lags=(4, 12))
     found = rhythm.features(x).numpy()
     speed = np.abs(np.diff(x.double().numpy(), axis=2)).sum(1)  # (2, 202)
     speed = speed.reshape(2, 101, 2).mean(2)
@@ -165,29 +189,31 @@ def test_a_rhythm_is_the_autocorrelation_of_the_speed_in_pieces():
                 assert found[b, p, i] == pytest.approx(r, abs=1e-4)
 
 
-@pytest.mark.parametrize("t", [203, 220, 231])
-def test_a_samples_rhythm_is_the_mean_over_the_pieces_that_hold_it(t: int):
-    rhythm = Rhythm((3, t), pool=2, piece=30, hop=10, lags=(4, 12), size=4)
+@pytest.mark.parametrize(("t", "segment"), [(203, 7), (220, 10), (231, 1)])
+def test_a_segments_rhythm_is_the_mean_over_the_pieces_that_hold_its_middle(t: int, segment: int):
+    rhythm = Rhythm((3, t), segment, pool=2, piece=30, hop=10, lags=(4, 12), size=4)
     torch.manual_seed(0)
     x = torch.randn(2, 3, t)
     rhythm.fit(torch.randn(9, 3, t).split(4))
     apart, starts = rhythm.bank(rhythm.features(x)), rhythm.pieces[:, 0].tolist()
     assert starts[-1] == t // 2 - 30  # the last piece ends where the signal does
-    for sample in range(t):
-        place = min(sample // 2, t // 2 - 1)
+    found = rhythm(x)
+    assert found.shape == (2, t // segment)
+    for number in range(t // segment):
+        place = min((segment * number + segment // 2) // 2, t // 2 - 1)
         held = [i for i, start in enumerate(starts) if start <= place < start + 30]
-        torch.testing.assert_close(rhythm(x)[:, sample], apart[:, held].mean(1))
+        torch.testing.assert_close(found[:, number], apart[:, held].mean(1))
 
 
 def test_a_rhythm_does_not_ask_where_a_beat_begins():
-    rhythm = Rhythm((1, 1000), pool=2, piece=200, hop=25, lags=(15, 125))
+    rhythm = Rhythm((1, 1000), segment=10, pool=2, piece=200, hop=25, lags=(15, 125))
     regular = beats([80], 1080)
     one, later = (rhythm.features(regular[..., s : s + 1000]) for s in (0, 37))
     torch.testing.assert_close(one.mean(1), later.mean(1), atol=0.05, rtol=0)
 
 
 def test_an_irregular_rhythm_is_far_from_regular_ones():
-    rhythm = Rhythm((1, 1000), pool=2, piece=200, hop=25, lags=(15, 125), size=32)
+    rhythm = Rhythm((1, 1000), segment=10, pool=2, piece=200, hop=25, lags=(15, 125), size=32)
     torch.manual_seed(0)
     rhythm.fit([beats([period]) for period in range(60, 110)])
     regular = torch.cat([rhythm(beats([period])) for period in (71, 83, 95)])
@@ -197,7 +223,7 @@ def test_an_irregular_rhythm_is_far_from_regular_ones():
 
 
 def test_a_flat_signal_has_no_rhythm_and_a_finite_distance():
-    rhythm = Rhythm((1, 1000), pool=2, piece=200, hop=25, lags=(15, 125))
+    rhythm = Rhythm((1, 1000), segment=10, pool=2, piece=200, hop=25, lags=(15, 125))
     rhythm.fit([beats([80])])
     assert torch.isfinite(rhythm(torch.zeros(1, 1, 1000))).all()
 

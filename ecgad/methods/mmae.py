@@ -22,11 +22,14 @@ of the cost of eight that hide a quarter (`rounds=8, hidden=0.25`).
 What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
 longer than a segment: neither is strange to a reconstruction. So four distances from what normal
 records gave, once the encoder had learned, stand beside the error at next to no cost; `beside=`
-(nothing) is the paper's method. In the map error and distances are added up, each in multiples of
-normals' mean. A record is as strange as the strangest of error, rhythm, tokens and quantiles, each
-by the spread that it has over normals, softly taken:
+(nothing) is the paper's method. A record is as strange as the strangest of error, rhythm, tokens
+and quantiles, each by the spread that it has over normals, softly taken. A place is as strange as
+three distances are together: the mean of their roots, squared, each in multiples of normals' mean,
+where no single one drowns the others. The error has no part in that: it tells the lead no better
+than chance would, and the time worse than two of the three.
 
-    patches      stretches of 0.4 s, as they are, against a bank of normal ones (map alone)
+    patches      each lead's stretches of 0.4 s, as they are, against a bank of the same lead's
+                 normal ones (map alone)
     rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank
     tokens       visible tokens half way through the encoder, where they tell more than at its end,
                  against a bank of normal ones; no further pass
@@ -141,10 +144,12 @@ class Model(Detector):
         if "rhythm" in beside:
             pool = max(s // 5, 1)  # 0.02 s; pieces of 4 s every 0.5 s, lags of 0.3 to 2.5 s
             piece, hop, *lags = (k * s // pool for k in (40, 5, 3, 25))
-            self.rhythm = Rhythm(self.shape, pool, piece, hop, (lags[0], lags[1]), BANK, FORESEEN)
+            self.rhythm = Rhythm(
+                self.shape, s, pool, piece, hop, (lags[0], lags[1]), BANK, FORESEEN
+            )
         if "quantiles" in beside:
             self.quantiles = Quantiles(self.shape, _divisor(self.shape[-1], 2 * s // 5))
-        for name in ("error", *self.in_map) if self.in_map else ():
+        for name in self.in_map:
             self.register_buffer(f"{name}_level", torch.ones(()))  # its mean over normals
 
     def _schedule(self, n: int, delta: int) -> None:
@@ -176,37 +181,43 @@ class Model(Detector):
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
-        maps, columns = self._parts(x)
-        if self.in_map:
-            maps = {name: map / self.get_buffer(f"{name}_level") for name, map in maps.items()}
+        error, apart, columns = self._parts(x)
         whole = [columns[name] for name in self.whole]
         return Evidence(
-            reduce(torch.add, maps.values()),
+            self._together(apart) if apart else error,
             torch.stack(whole, 1) if whole else x.new_zeros(x.shape[0], 0),
         )
 
-    def _parts(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The error and what stands beside it, in the map and of the whole record.
+    def _parts(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The error (b, c, *grid), what the map is of and what is of the whole record.
 
-        Maps are (b, c, *grid); (b, 1, t) where alike in all leads. Columns are (b,).
+        That of the map is (b, c, T), or (b, 1, T) where alike in all leads; of the record (b,).
         """
         half, z = self._encoded(x)
-        error = self._error(x, z)
-        maps, columns = {"error": error}, {"error": _mean_of_recorded(error, x)}
+        error, apart = self._error(x, z), {}
+        columns = {"error": _mean_of_recorded(error, x)}
         if "patches" in self.in_map:
-            apart = self.patches(x)  # (b, T)
-            maps["patches"] = apart.repeat_interleave(self.config.segment[0], 1)[:, None]
+            apart["patches"] = self.patches(x)
         if "rhythm" in self.in_map:
-            maps["rhythm"] = self.rhythm(x)[:, None]
-            columns["rhythm"] = _mean(maps["rhythm"][:, 0])
+            apart["rhythm"] = (rhythm := self.rhythm(x))[:, None]
+            columns["rhythm"] = _mean(rhythm)
         if "tokens" in self.in_map:
-            apart = self.bank(self._standard(half)).flatten(1)  # (b, H seen)
-            columns["tokens"] = _mean(apart)
-            segments = (pick(apart, 1, self.seen_slots) * self.seen_weights).sum(2)  # (b, T)
-            maps["tokens"] = self.tokens.join(segments[..., None].expand(-1, -1, self.tokens.size))
+            tokens = self.bank(self._standard(half)).flatten(1)  # (b, H seen)
+            columns["tokens"] = _mean(tokens)
+            segments = (pick(tokens, 1, self.seen_slots) * self.seen_weights).sum(2)  # (b, T)
+            apart["tokens"] = segments[:, None]
         if "quantiles" in self.whole:
             columns["quantiles"] = self.quantiles(x)
-        return maps, columns
+        return error, apart, columns
+
+    def _together(self, apart: dict[str, Tensor]) -> Tensor:
+        """The squared mean root of distances, in multiples of normals' mean: (b, c, *grid)."""
+        roots = [(part / self.get_buffer(f"{name}_level")).sqrt() for name, part in apart.items()]
+        mean = (reduce(torch.add, roots) / len(roots)).square()  # (b, c or 1, T)
+        map = mean.expand(-1, self.shape[0], -1).unflatten(2, self.tokens.grid)
+        for axis, size in enumerate(self.config.segment, 2):
+            map = map.repeat_interleave(size, axis)
+        return map
 
     def _error(self, x: Tensor, z: Tensor) -> Tensor:
         """The point score of eq. 5, (b, c, *grid), from the record and its encoded tokens."""
@@ -275,7 +286,7 @@ class Model(Detector):
         """The means over normals of all that is in the map, the units that it adds them in."""
         records = sum(map(len, batches))
         means = [
-            {name: m.mean() * len(x) for name, m in self._parts(x)[0].items()} for x in batches
+            {name: m.mean() * len(x) for name, m in self._parts(x)[1].items()} for x in batches
         ]
         for name in means[0]:
             level = torch.stack([mean[name] for mean in means]).sum() / records
@@ -345,13 +356,15 @@ def _take(tokens: Tensor, index: Tensor) -> Tensor:
 def _average_over(segment: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """For each of n segments, where it stands in `segment` and the weight of each standing.
 
-    Rows are padded to one length with weight 0, so that averaging is one gather and one sum; that
-    of a segment which stands nowhere (two halves of an odd number hide one twice) is 0.
+    Rows are padded to one length with weight 0, so that averaging is one gather and one sum. For a
+    segment which stands nowhere (two halves of an odd number hide one twice) the nearest stands.
     """
-    found = [(segment == i).nonzero().flatten() for i in range(n)]
+    there = segment.unique()
+    nearest = [there[(there - i).abs().argmin()] for i in range(n)]
+    found = [(segment == place).nonzero().flatten() for place in nearest]
     longest = max(len(f) for f in found)
     slots = torch.zeros(n, longest, dtype=torch.long)
     weights = torch.zeros(n, longest)
     for i, f in enumerate(found):
-        slots[i, : len(f)], weights[i, : len(f)] = f, 1 / max(len(f), 1)
+        slots[i, : len(f)], weights[i, : len(f)] = f, 1 / len(f)
     return slots, weights

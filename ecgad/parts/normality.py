@@ -7,8 +7,8 @@ fills in one part of it from the rest does not find strange.
     Bank          rows (.., d) -> squared distance to the nearest of k centres, over d
     Gaussian      rows (b, d) -> Mahalanobis distance, covariance shrunk
     Gaussians     cells (b, d, *grid) -> draws like normals', a Gaussian for each kind of them
-    Patches       signals -> Bank of stretches of the signal itself, for each segment of time
-    Rhythm        signals -> Bank of the autocorrelation of the signal's speed, for each sample
+    Patches       signals -> Bank of stretches of each lead itself, for each segment of time
+    Rhythm        signals -> Bank of the autocorrelation of the signal's speed, for each segment
     Quantiles     signals -> Gaussian of the quantiles of each lead
 """
 
@@ -36,39 +36,45 @@ class Bank(nn.Module):
     """k-means centres of normal tokens, (k, d): `size` of real ones, then `foreseen` of others.
 
     The others are of generated normals, of which there are enough where real ones are few; they
-    stay when the bank is fitted to real ones.
+    stay when the bank is fitted to real ones. With `leads` each lead has centres of its own.
     """
 
-    def __init__(self, size: int, width: int, foreseen: int = 0) -> None:
+    def __init__(self, size: int, width: int, foreseen: int = 0, leads: tuple[int, ...] = ()):
         super().__init__()
         self.size = size
-        centres = torch.cat([torch.zeros(size, width), torch.full((foreseen, width), FAR)])
-        self.register_buffer("centres", centres)
+        real, others = torch.zeros(*leads, size, width), torch.full((*leads, foreseen, width), FAR)
+        self.register_buffer("centres", torch.cat([real, others], dim=-2))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(.., d) -> (..): squared distance to the nearest centre, over d."""
-        centres = self.get_buffer("centres")
-        across = centres.square().sum(1) - 2 * rows @ centres.T  # (.., k)
-        return (across.amin(-1) + squares(rows)).clamp(min=0) / rows.shape[-1]
+        """(.., *leads, n, d) -> (.., *leads, n): squared distance to the nearest centre, over d."""
+        centres = self.get_buffer("centres")  # |a - c|^2 = |a|^2 + (a, 1) (-2 c, |c|^2)
+        across = torch.cat([-2 * centres, centres.square().sum(-1, keepdim=True)], -1)
+        nearest = (F.pad(rows, (0, 1), value=1) @ across.transpose(-1, -2)).amin(-1)
+        return (nearest + squares(rows)).clamp(min=0) / rows.shape[-1]
 
     @torch.no_grad()
     def fit(self, rows: Tensor, most: int = 50_000, *, foreseen: bool = False) -> None:
-        """Centres of (n, d), at most `most` of them drawn by chance; torch's generator seeds it.
+        """Centres of (n, *leads, d), `most` at most drawn by chance; torch's generator seeds it.
 
         Where there are fewer rows than centres, some rows are centres twice.
         """
-        from sklearn.cluster import MiniBatchKMeans
-
         centres = self.get_buffer("centres")
-        centres = centres[self.size :] if foreseen else centres[: self.size]
-        k, rows = len(centres), rows[torch.randperm(len(rows))[:most]].cpu()
-        if len(rows) <= k:
-            centres.copy_(rows[torch.arange(k) % len(rows)])
-            return
-        seed = int(torch.randint(2**31, ()))
-        means = MiniBatchKMeans(k, random_state=seed, batch_size=4096, n_init="auto")
-        found = means.fit(rows.numpy())
-        centres.copy_(torch.from_numpy(found.cluster_centers_))
+        centres = centres[..., self.size :, :] if foreseen else centres[..., : self.size, :]
+        rows = rows[torch.randperm(len(rows))[:most]].cpu()
+        each = rows.reshape(len(rows), -1, rows.shape[-1]).unbind(1)
+        seed, k = int(torch.randint(2**31, ())), centres.shape[-2]
+        found = torch.stack([_means(mine, k, seed) for mine in each])
+        centres.copy_(found.reshape(centres.shape))
+
+
+def _means(rows: Tensor, k: int, seed: int) -> Tensor:
+    """k centres of (n, d)."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    if len(rows) <= k:
+        return rows[torch.arange(k) % len(rows)]
+    means = MiniBatchKMeans(k, random_state=seed, batch_size=4096, n_init="auto")
+    return torch.from_numpy(means.fit(rows.numpy()).cluster_centers_)
 
 
 def squares(rows: Tensor) -> Tensor:
@@ -200,14 +206,16 @@ class Gaussians(nn.Module):
 
 
 class Patches(nn.Module):
-    """How far a stretch of the signal, all leads as they are, is from any of normal records.
+    """How far a stretch of a lead, as it is, is from any that this lead has in normal records.
 
     A stretch is `span` segments of `segment` samples, one begins at each segment, and its samples
     are averaged by `pool`, which divides the segment. A segment's distance is the mean over the
-    stretches that hold it.
+    stretches that hold it, in multiples of the mean over normals. What several leads find strange
+    at a time is likelier to be: half of a lead's weight is the mean over all leads.
     """
 
     share: Tensor
+    level: Tensor
 
     def __init__(
         self, shape: tuple[int, ...], segment: int, span: int, pool: int, size: int,
@@ -217,26 +225,32 @@ class Patches(nn.Module):
         channels, t = _signal(shape, span * segment)
         hop, n = segment // pool, t // segment
         self.pool, self.hop, self.span, starts = pool, hop, span, torch.arange(n - span + 1)
-        self.bank = Bank(size, channels * span * hop, foreseen)
+        self.bank = Bank(size, span * hop, foreseen, leads=(channels,))
+        self.register_buffer("level", torch.ones(channels, 1))
         later = torch.arange(n) - starts[:, None]  # (stretches, segments)
         holds = ((later >= 0) & (later < span)).float()
         self.register_buffer("share", holds / holds.sum(0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, c, t) -> (b, segments)"""
-        return self.bank(self.features(x)) @ self.share
+        """(b, c, t) -> (b, c, segments)"""
+        apart = self.bank(self.features(x)) @ self.share / self.level
+        together = reduce(torch.add, apart.unbind(1)) / apart.shape[1]
+        return (apart * together[:, None]).sqrt()
 
     def features(self, x: Tensor) -> Tensor:
-        """(b, c, t) -> (b, stretches, c samples)"""
+        """(b, c, t) -> (b, c, stretches, samples)"""
         segments = x.unflatten(2, (-1, self.hop, self.pool)).mean(4)  # (b, c, segments, hop)
         last = segments.shape[2] - self.span + 1
-        each = [segments[:, :, i : i + last] for i in range(self.span)]
-        return torch.cat(each, 3).transpose(1, 2).flatten(2)
+        return torch.cat([segments[:, :, i : i + last] for i in range(self.span)], 3)
 
     def fit(self, batches: Sequence[Tensor], most: int = 50_000, *, foreseen: bool = False) -> None:
         total = sum(map(len, batches)) * len(self.share)
-        rows = draw((self.features(x).flatten(0, 1) for x in batches), total, most)
+        every = (self.features(x).transpose(1, 2).flatten(0, 1) for x in batches)
+        rows = draw(every, total, most)  # (n, c, samples)
         self.bank.fit(rows, foreseen=foreseen)
+        if not foreseen:
+            level = self.bank(rows.transpose(0, 1)).mean(1, keepdim=True)
+            self.level.copy_(level.clamp(min=1e-6))
 
 
 class Rhythm(nn.Module):
@@ -244,12 +258,13 @@ class Rhythm(nn.Module):
 
     The signal's speed |dx/dt|, summed over leads and averaged over `pool` samples, is cut into
     pieces of `piece`; the autocorrelation of each at `lags` (first, last) is looked up in a bank.
-    All three are in pooled samples. A sample's distance is the mean over the pieces that hold it.
+    All three are in pooled samples. A segment's distance (of `segment` samples) is the mean over
+    the pieces that hold its middle.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], pool: int, piece: int, hop: int, lags: tuple[int, int],
-        size: int = 128, foreseen: int = 0,
+        self, shape: tuple[int, ...], segment: int, pool: int, piece: int, hop: int,
+        lags: tuple[int, int], size: int = 128, foreseen: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         _, t = _signal(shape, piece * pool)
@@ -257,16 +272,17 @@ class Rhythm(nn.Module):
         last = self.length - piece
         starts = torch.arange(0, last + hop, hop).clamp(max=last)  # the last ends at the end
         shifts = torch.arange(lags[0], lags[1] + 1)
-        time = (torch.arange(t) // pool).clamp(max=self.length - 1)
+        middle = torch.arange(segment // 2, t, segment) // pool
+        time = middle.clamp(max=self.length - 1)
         holds = ((time >= starts[:, None]) & (time < starts[:, None] + piece)).float()
-        self.register_buffer("share", holds / holds.sum(0), persistent=False)  # (pieces, t)
+        self.register_buffer("share", holds / holds.sum(0), persistent=False)  # (pieces, segments)
         self.register_buffer("pieces", starts[:, None] + torch.arange(piece), persistent=False)
         for name, value in _autocorrelation(piece, shifts).items():
             self.register_buffer(name, value, persistent=False)
         self.bank = Bank(size, len(shifts), foreseen)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, c, t) -> (b, t)"""
+        """(b, c, t) -> (b, segments)"""
         return self.bank(self.features(x)) @ self.get_buffer("share")
 
     def features(self, x: Tensor) -> Tensor:
