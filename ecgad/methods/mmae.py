@@ -184,18 +184,19 @@ class Model(Detector):
         error, apart, columns = self._parts(x)
         whole = [columns[name] for name in self.whole]
         return Evidence(
-            self._together(apart) if apart else error,
+            self._together(apart) if apart else self.tokens.join(error),
             torch.stack(whole, 1) if whole else x.new_zeros(x.shape[0], 0),
         )
 
     def _parts(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """The error (b, c, *grid), what the map is of and what is of the whole record.
+        """The error (b, T, p), what the map is of and what is of the whole record.
 
         That of the map is (b, c, T), or (b, 1, T) where alike in all leads; of the record (b,).
         """
         half, z = self._encoded(x)
-        error, apart = self._error(x, z), {}
-        columns = {"error": _mean_of_recorded(error, x)}
+        u, apart = self.tokens.split(x), {}
+        error = self._error(u, z)
+        columns = {"error": _mean_of_recorded(error, u)}
         if "patches" in self.in_map:
             apart["patches"] = self.patches(x)
         if "rhythm" in self.in_map:
@@ -219,14 +220,12 @@ class Model(Detector):
             map = map.repeat_interleave(size, axis)
         return map
 
-    def _error(self, x: Tensor, z: Tensor) -> Tensor:
-        """The point score of eq. 5, (b, c, *grid), from the record and its encoded tokens."""
-        u = self.tokens.split(x)
+    def _error(self, u: Tensor, z: Tensor) -> Tensor:
+        """The point score of eq. 5, (b, T, p), from segments and their encoded tokens."""
         out = self.decode(z, self.visible, self.masked)  # (b, H, m, p)
         target = normalise(u)
         error = (out - pick(target, 1, self.masked_segment)).square().flatten(1, 2)  # (b, H m, p)
-        point = (pick(error, 1, self.slots) * self.weights[..., None]).sum(2)  # (b, T, p)
-        return self.tokens.join(point)
+        return (pick(error, 1, self.slots) * self.weights[..., None]).sum(2)
 
     def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Each masking's visible tokens half way through the encoder and after it, (b, H, v, d)."""
@@ -331,10 +330,10 @@ def _mean(rows: Tensor) -> Tensor:
     return sums(rows) / rows.shape[1]
 
 
-def _mean_of_recorded(map: Tensor, x: Tensor) -> Tensor:
-    """Over the places of a map (b, c, *grid) where something was recorded, which is not 0: (b,)."""
-    recorded = (x != 0).to(map.dtype).flatten(1)
-    return (map.flatten(1) * recorded).mean(1) / recorded.mean(1).clamp(min=1e-6)
+def _mean_of_recorded(values: Tensor, u: Tensor) -> Tensor:
+    """Of (b, T, p) where in segments `u` something was recorded, which is not 0: (b,)."""
+    recorded = (u != 0).to(values.dtype).flatten(1)
+    return (values.flatten(1) * recorded).mean(1) / recorded.mean(1).clamp(min=1e-6)
 
 
 def normalise(u: Tensor) -> Tensor:
