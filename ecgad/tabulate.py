@@ -2,7 +2,9 @@
 
 Records: how well abnormal ones are told from normal ones, source by source. Places, where the
 truth is known sample by sample: `point_*` are over time (the map's mean over leads against "strange
-in any lead"), `hit_at_*` over leads. Records that cannot be assessed are left out, and counted.
+in any lead"); `lead_auroc` and `hit_at_*` over the leads of those records in which some are strange
+and some not. Where most are strange a hit is likely by chance, an AUROC above 0.5 is not. Records
+that cannot be assessed are left out, and counted.
 """
 
 from __future__ import annotations
@@ -162,6 +164,8 @@ def _places(one: Scored, cases: Sequence[Case], here: np.ndarray) -> Iterator[Va
     part = [not place.truth.any(axis=1).all() for _, place in strange]
     if any(part) and len(strange[0][1].map) == len(leads):
         some = [place for (_, place), p in zip(strange, part, strict=True) if p]
+        aurocs = [auroc(place.truth.any(axis=1), _strongest(place)) for place in some]
+        yield "lead_auroc", *_average(np.array(aurocs), patients[part])
         for k in (1, 3):
             hits = np.array([_hit(place, leads, k) for place in some])
             yield f"hit_at_{k}", *_average(hits, patients[part])
@@ -196,10 +200,13 @@ def _overlap(place: Place, rate_hz: float) -> float:
     return interval_iou([(i.start_s, i.end_s) for i in found], true)
 
 
+def _strongest(place: Place) -> np.ndarray:
+    """The strongest place of each lead, (leads,); -inf for one that cannot be judged."""
+    return np.where(np.isfinite(place.map), place.map, -np.inf).max(axis=1)
+
+
 def _hit(place: Place, leads: tuple[str, ...], k: int) -> float:
-    """By the strongest place of each lead."""
-    judged = np.where(np.isfinite(place.map), place.map, -np.inf)
-    strongest = dict(zip(leads, judged.max(axis=1).tolist(), strict=True))
+    strongest = dict(zip(leads, _strongest(place).tolist(), strict=True))
     true = [name for name, row in zip(leads, place.truth, strict=True) if row.any()]
     return float(hit_at(strongest, true, k))
 

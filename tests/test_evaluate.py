@@ -184,7 +184,7 @@ def test_how_far_mmae_is_ahead_is_the_difference_of_the_two_in_the_other_tables(
         assert float(line["low"]) < float(line["value"]) < float(line["high"])
 
 
-def placed(truth: list[str], maps: list[list[list[float]]]) -> Place:
+def placed(truth: list[str], maps: list[list[float]]) -> Place:
     where = np.array([[c == "x" for c in row] for row in truth])
     return Place(where, np.array(maps, dtype=np.float32))
 
@@ -232,6 +232,16 @@ def test_hits_are_of_the_strongest_lead_where_some_leads_are_whole():
     clean = placed(["......", "......"], [[[5, 0, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0]]][0])
     found = numbers(with_places(clean, both, one_lead, missed), some)
     assert found["hit_at_1"] == 0.5
+    assert found["lead_auroc"] == 0.5  # one lead found, one missed
+
+
+def test_leads_are_ranked_by_their_strongest_place_and_one_that_is_not_judged_is_last():
+    some = [*cases(np.zeros((1, 12, 1), np.float32), "a"),
+            *cases(np.zeros((2, 12, 1), np.float32), "a", abnormal=True)]  # fmt: skip
+    clean, truth, nan = placed(["...", "..."], [[0, 0, 0], [0, 0, 0]]), ["xx.", "..."], [np.nan] * 3
+    found = placed(truth, [[0, 0, 9], [3, 3, 3]])
+    told = numbers(with_places(clean, found, placed(truth, [nan, [0, 0, 1]])), some)
+    assert told["lead_auroc"] == (1 + 0) / 2
 
 
 def test_the_overlap_is_of_what_is_found_above_the_limit_with_what_is_true():
@@ -250,7 +260,7 @@ def test_without_a_truth_there_are_no_numbers_of_places():
     some = [*cases(np.zeros((1, 12, 1), np.float32), "a"),
             *cases(np.zeros((1, 12, 1), np.float32), "a", abnormal=True)]  # fmt: skip
     found = numbers(with_places(None, None), some)
-    assert not {k for k in found if k.startswith(("point", "hit", "vus", "interval"))}
+    assert not {k for k in found if k.startswith(("point", "hit", "vus", "interval", "lead"))}
 
 
 def test_a_truth_is_brought_to_the_rate_and_the_leads_of_the_preparation():
