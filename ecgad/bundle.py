@@ -187,7 +187,8 @@ class Bundle:
         """What the model says of a prepared record, whose `evidence` it may have given before."""
         map, whole = evidence or self.evidence(prepared)
         valid = row_validity(prepared.valid, len(map))
-        value = score(features(map, valid, whole, tuple(self.card["whole"])), self.rule)
+        names = tuple(self.card["whole"])
+        value = score(features(map, valid, whole, names, self.rule.use), self.rule)
         smooth = self.card["smooth_s"] * self.preparation.rate_hz
         return Judgement(
             value,

@@ -23,6 +23,14 @@ MOST = 20  # intervals that are told of a record
 TOP_SHARE = 0.05  # of the places that can be judged: half a second in ten
 
 
+def _top(places: np.ndarray) -> float:
+    top = max(round(TOP_SHARE * places.size), 1)
+    return np.partition(places, -top)[-top:].mean()
+
+
+OF_MAP = {"mean": np.mean, "top": _top}  # features of the places of a map
+
+
 @dataclass(frozen=True)
 class Rule:
     """How features become a score; fitted on held-out normals by `fit_rule`."""
@@ -48,19 +56,23 @@ class Rule:
 
 
 def feature_names(whole: tuple[str, ...]) -> tuple[str, ...]:
-    return ("mean", "top", *whole)
+    return (*OF_MAP, *whole)
 
 
 def features(
-    map: np.ndarray, valid: np.ndarray, whole: np.ndarray, names: tuple[str, ...]
+    map: np.ndarray,
+    valid: np.ndarray,
+    whole: np.ndarray,
+    names: tuple[str, ...],
+    use: tuple[str, ...] = tuple(OF_MAP),
 ) -> dict[str, float]:
-    """Of one record's map (m, *grid) where `valid` (m, *grid), and its `whole` (k,)."""
-    places = map[valid]
-    if places.size == 0:
+    """Of one record's map (m, *grid) where `valid` (m, *grid), those in `use`; its `whole` (k,)."""
+    if not valid.any():
         raise ValueError("no place of the record can be judged")
-    top = max(round(TOP_SHARE * places.size), 1)
-    values = [places.mean(), np.partition(places, -top)[-top:].mean(), *whole]
-    return dict(zip(feature_names(names), _floats(values), strict=True))
+    used = {name: of for name, of in OF_MAP.items() if name in use}
+    places = map[valid] if used else map
+    values = {name: float(of(places)) for name, of in used.items()}
+    return values | dict(zip(names, _floats(list(whole)), strict=True))
 
 
 def _floats(values: list) -> list[float]:

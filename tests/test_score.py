@@ -37,11 +37,14 @@ def test_mean_and_top_share_are_taken_over_valid_places_only():
     valid[1] = False
     found = features(map, valid, np.array([7.0]), ("distance",))
     assert found == {"mean": 9.5, "top": 19.0, "distance": 7.0}  # top 5 % of 20 places is one
+    for use, left in ((("distance",), {}), (("top", "distance"), {"top": 19.0})):
+        few = features(map, valid, np.array([7.0]), ("distance",), use)
+        assert few == left | {"distance": 7.0}
 
 
 def test_a_record_without_a_valid_place_has_no_features():
     with pytest.raises(ValueError, match="no place"):
-        features(np.ones((1, 5)), np.zeros((1, 5), bool), np.zeros(0), ())
+        features(np.ones((1, 5)), np.zeros((1, 5), bool), np.zeros(0), (), ("distance",))
 
 
 def test_the_rule_standardises_with_the_held_out_records():
