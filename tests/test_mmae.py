@@ -303,10 +303,11 @@ def test_a_segment_that_no_masking_shows_is_as_far_as_the_nearest_that_is_shown(
 
 
 def test_in_pictures_the_tokens_stand_in_the_map_of_their_segments_too():
-    model, x = built(replace(SQUARE, beside=("tokens",)), (3, 16, 16)), torch.randn(20, 3, 16, 16)
+    config = replace(SQUARE, segment=(4, 6), beside=("tokens",))
+    model, x = built(config, (3, 16, 24)), torch.randn(20, 3, 16, 24)
     model.settle(x.split(7))
     _, apart, columns = model._parts(x)
-    segments = model(x).map.unflatten(3, (4, 4)).unflatten(2, (4, 4))  # (b, c, 4, 4, 4, 4)
+    segments = model(x).map.unflatten(3, (4, 6)).unflatten(2, (4, 4))  # (b, c, 4, 4, 4, 6)
     assert torch.equal(segments, segments[:, :1, :, :1, :, :1].expand_as(segments))
     found = segments[:, 0, :, 0, :, 0].flatten(1)  # rows of pictures one after another
     torch.testing.assert_close(found, apart["tokens"][:, 0] / model.tokens_level)

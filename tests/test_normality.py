@@ -149,6 +149,7 @@ def test_a_segment_is_as_far_in_a_lead_as_the_stretches_that_hold_it_and_half_as
     usual = np.mean([apart_by_lead(patches, record) for record in normal.numpy()], axis=(0, 2))
     np.testing.assert_allclose(patches.level[:, 0], usual, rtol=0.2)  # 50,000 rows, drawn by chance
     assert patches.level[1] > 500 * patches.level[0]
+    assert patches.bank.centres[1].abs().mean() > 10 * patches.bank.centres[0].abs().mean()
     for record, found in zip(x.numpy(), patches(x), strict=True):
         apart = apart_by_lead(patches, record) / patches.level.numpy()
         np.testing.assert_allclose(found, np.sqrt(apart * apart.mean(0)), rtol=1e-4)
