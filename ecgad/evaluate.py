@@ -78,6 +78,7 @@ PLANS = {
     "mmae-paper": Plan(weights="mmae", settings={"beside": (), **EIGHT}),
     "mmae-4": Plan(weights="mmae", settings={**EIGHT, "rounds": 4}),
     "mmae-8": Plan(weights="mmae", settings=EIGHT),
+    "mmae-distances": Plan(weights="mmae", settings={"error": False}),
     "mmae-tokens": Plan(weights="mmae", settings={"beside": ("tokens",)}),
     "mmae-patches": Plan(weights="mmae", settings={"beside": ("patches",)}),
     "mmae-rhythm": Plan(weights="mmae", settings={"beside": ("rhythm",)}),

@@ -71,7 +71,8 @@ def _fader(model, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mmae(model, x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean over the maskings that hid a segment."""
-    out = model.decode(model._encoded(x), model.visible, model.masked).flatten(1, 2)
+    z = model._encoded(model._half(x))
+    out = model.decode(z, model.visible, model.masked).flatten(1, 2)
     rebuilt = (out[:, model.slots] * model.weights[..., None]).sum(2)
     return normalise(model.tokens.split(x)), rebuilt
 

@@ -334,6 +334,21 @@ def test_columns_of_error_and_rhythm_are_the_means_of_their_maps(settled):
     torch.testing.assert_close(column(model, x, "rhythm") / model.rhythm_level, rhythm)
 
 
+def test_without_the_error_all_else_is_the_same_and_what_reconstructs_does_not_run(settled):
+    model, x = settled
+    alone = Model((3, 240), replace(BESIDE, error=False)).eval()
+    alone.load_state_dict(model.state_dict())
+    for part in (alone.decoder, alone.head, *alone.blocks[2:]):
+        part.register_forward_hook(lambda *args: pytest.fail("ran"))
+    found, expected = alone(x), model(x)
+    assert torch.equal(found.map, expected.map)
+    assert alone.whole == model.whole[1:] == ("rhythm", "tokens", "quantiles")
+    assert torch.equal(found.whole, expected.whole[:, 1:])
+    assert count(alone).macs_record < 0.6 * count(model).macs_record
+    with pytest.raises(ValueError, match="without the error, beside has to hold one of patches"):
+        Config(beside=("quantiles",), error=False)
+
+
 def test_the_error_column_leaves_out_what_was_not_recorded(settled):
     model, x = settled
     x = x[:4].clone()
@@ -375,7 +390,7 @@ def test_every_bank_holds_something_once_settled(settled):
 
 def test_tokens_that_are_remembered_have_no_mean_at_any_position_and_deviation_one(settled):
     model, x = settled
-    z = model._standard(model._encoded(x)[0])  # (b, H, seen, d)
+    z = model._standard(model._half(x))  # (b, H, seen, d)
     for position in range(model.tokens.n):
         here = z[:, model.seen == position]
         assert len(here[0]) == 0 or here.mean((0, 1)).abs().max() < 1e-4

@@ -81,6 +81,7 @@ class Config:
     mlp_ratio: int = 4  # the standard Transformer block
     local_weight: float = 1.0  # of the local term in the loss: no other weight is published
     beside: tuple[str, ...] = BESIDE  # the error; () as in the paper
+    error: bool = True  # False: what only the error needs, more than half of a pass, does not run
 
     def __post_init__(self) -> None:
         for name in ("ratio", "hidden"):
@@ -91,6 +92,8 @@ class Config:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if unknown := set(self.beside) - set(BESIDE):
             raise ValueError(f"beside is {sorted(unknown)}; known are {', '.join(BESIDE)}")
+        if not (self.error or set(IN_MAP) & set(self.beside)):
+            raise ValueError(f"without the error, beside has to hold one of {', '.join(IN_MAP)}")
 
 
 class Model(Detector):
@@ -114,7 +117,8 @@ class Model(Detector):
         super().__init__(shape)
         self.config = c = config
         self.in_map = tuple(name for name in IN_MAP if name in c.beside)
-        self.whole = ("error", *(n for n in OF_RECORD if n in c.beside)) if c.beside else ()
+        columns = ("error",) * c.error + OF_RECORD
+        self.whole = tuple(n for n in columns if n in ("error", *c.beside)) if c.beside else ()
         self.tokens = Tokens(shape, c.segment)
         self.embed = nn.Linear(self.tokens.size, c.width)
         self.blocks = nn.Sequential(*(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth)))
@@ -193,10 +197,10 @@ class Model(Detector):
 
         That of the map is (b, c, T), or (b, 1, T) where alike in all leads; of the record (b,).
         """
-        half, z = self._encoded(x)
-        u, apart = self.tokens.split(x), {}
-        error = self._error(u, z)
-        columns = {"error": _mean_of_recorded(error, u)}
+        u, half, apart, columns = self.tokens.split(x), self._half(x), {}, {}
+        error = self._error(u, self._encoded(half)) if self.config.error else torch.zeros_like(u)
+        if self.config.error:
+            columns["error"] = _mean_of_recorded(error, u)
         if "patches" in self.in_map:
             apart["patches"] = self.patches(x)
         if "rhythm" in self.in_map:
@@ -227,14 +231,17 @@ class Model(Detector):
         error = (out - pick(target, 1, self.masked_segment)).square().flatten(1, 2)  # (b, H m, p)
         return (pick(error, 1, self.slots) * self.weights[..., None]).sum(2)
 
-    def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Each masking's visible tokens half way through the encoder and after it, (b, H, v, d)."""
-        u, half = self.tokens.split(x), len(self.blocks) // 2
-        z = pick(self.embed(u), 1, self.visible_segment) + self.position[self.visible]
-        middle = self.blocks[:half](z.flatten(0, 1))
-        last = self.norm(self.blocks[half:](middle))
-        shape = (x.shape[0], -1)
-        return middle.unflatten(0, shape), last.unflatten(0, shape)
+    def _half(self, x: Tensor) -> Tensor:
+        """Each masking's visible tokens half way through the encoder, (b, H, v, d)."""
+        u = self.embed(self.tokens.split(x))
+        z = pick(u, 1, self.visible_segment) + self.position[self.visible]
+        z = self.blocks[: len(self.blocks) // 2](z.flatten(0, 1))
+        return z.unflatten(0, (x.shape[0], -1))
+
+    def _encoded(self, half: Tensor) -> Tensor:
+        """The same tokens at its end."""
+        z = self.norm(self.blocks[len(self.blocks) // 2 :](half.flatten(0, 1)))
+        return z.unflatten(0, half.shape[:2])
 
     def _standard(self, z: Tensor) -> Tensor:
         """Tokens of the global region, (b, H, seen, d), without the mean of their positions."""
@@ -273,10 +280,10 @@ class Model(Detector):
         total, times = torch.zeros_like(centre), self.seen.flatten().bincount(minlength=len(centre))
         records = sum(map(len, batches))
         for x in batches:
-            z = self._standard(self._encoded(x)[0])  # (b, H, seen, d)
+            z = self._standard(self._half(x))  # (b, H, seen, d)
             total.index_add_(0, self.seen.flatten(), z.sum(0).flatten(0, 1))
         centre.copy_(total / (times * records).clamp(min=1)[:, None])
-        rows = (self._standard(self._encoded(x)[0]).flatten(0, 2) for x in batches)
+        rows = (self._standard(self._half(x)).flatten(0, 2) for x in batches)
         kept = draw(rows, records * self.seen.numel(), TOKENS)
         deviation.copy_(kept.std(0).clamp(min=1e-6))
         self.bank.fit(kept / deviation)
