@@ -78,7 +78,6 @@ class Config:
     depth: int = 5  # encoder blocks
     heads: int = 4  # of encoder and decoder
     decoder_width: int = 64  # of the one decoder block
-    mlp_ratio: int = 4  # the standard Transformer block
     local_weight: float = 1.0  # of the local term in the loss: no other weight is published
     beside: tuple[str, ...] = BESIDE  # the error; () as in the paper
     error: bool = True  # False: what only the error needs, more than half of a pass, does not run
@@ -87,7 +86,7 @@ class Config:
         for name in ("ratio", "hidden"):
             if not 0 < (share := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {share}; a share between 0 and 1 can be hidden")
-        for name in ("rounds", "width", "depth", "heads", "decoder_width", "mlp_ratio"):
+        for name in ("rounds", "width", "depth", "heads", "decoder_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if unknown := set(self.beside) - set(BESIDE):
@@ -121,10 +120,10 @@ class Model(Detector):
         self.whole = tuple(n for n in columns if n in ("error", *c.beside)) if c.beside else ()
         self.tokens = Tokens(shape, c.segment)
         self.embed = nn.Linear(self.tokens.size, c.width)
-        self.blocks = nn.Sequential(*(Block(c.width, c.heads, c.mlp_ratio) for _ in range(c.depth)))
+        self.blocks = nn.Sequential(*(Block(c.width, c.heads) for _ in range(c.depth)))
         self.norm = nn.LayerNorm(c.width)
         self.narrow = nn.Linear(c.width, c.decoder_width)
-        self.decoder = Block(c.decoder_width, c.heads, c.mlp_ratio)
+        self.decoder = Block(c.decoder_width, c.heads)
         self.decoder_norm = nn.LayerNorm(c.decoder_width)
         self.head = nn.Linear(c.decoder_width, self.tokens.size)
         self.mask_token = nn.Parameter(torch.zeros(c.decoder_width).normal_(std=0.02))
