@@ -36,7 +36,8 @@ def hour(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def long_record(ecg: Ecg, seconds: int = 95) -> Record:
     mv = ecg(1, seed=5, t=100 * seconds)[0]
-    mv = np.roll(mv, 4800, axis=1)  # so that strange stretches are in several pieces
+    mv = np.roll(mv, 4800, axis=1)
+    mv[6:, [3000, 5500]] += 1.5  # so that strange stretches are in several pieces
     return Record(mv, 100.0, LEADS, np.ones(mv.shape, bool), "long")
 
 

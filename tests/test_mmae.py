@@ -223,6 +223,7 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
 
 ALL = {"beside": ("rhythm", "quantiles", "tokens", "patches")}
 DEEPER = SMALL | {"depth": 4}
+ERROR_LEVEL = 1.7  # where the error is in the map
 BESIDE = Config(segment=(5,), local=(4,), **DEEPER | ALL)
 
 
@@ -237,10 +238,11 @@ def settled(ecg) -> tuple[Model, Tensor]:
     return model, x
 
 
-def with_parts(model: Model, *beside: str) -> Model:
-    config = Config(segment=(5,), local=(4,), **DEEPER | {"beside": beside})
+def with_parts(model: Model, *beside: str, error: bool = True) -> Model:
+    config = Config(segment=(5,), local=(4,), **DEEPER | {"beside": beside}, error=error)
     reduced = Model((3, 240), config).eval()
-    reduced.load_state_dict({k: model.state_dict()[k] for k in reduced.state_dict()})
+    state = model.state_dict() | {"error_level": torch.tensor(ERROR_LEVEL)}
+    reduced.load_state_dict({k: state[k] for k in reduced.state_dict()})
     return reduced
 
 
@@ -260,14 +262,24 @@ def test_the_map_is_the_squared_mean_root_of_what_it_is_of_in_each_ones_own_unit
     model, x = settled
     patches = model.patches(x) / model.patches_level  # (b, leads, segments)
     rhythm = model.rhythm(x)[:, None] / model.rhythm_level  # all leads alike
-    tokens = with_parts(model, "tokens")(x).map[..., ::5]
-    alone = {"patches": patches, "rhythm": rhythm.expand(-1, 3, -1), "tokens": tokens}
-    mean = sum(part.sqrt() for part in alone.values()) / 3
+    tokens = model._parts(x)[1]["tokens"] / model.tokens_level
+    parts = {"patches": patches, "rhythm": rhythm, "tokens": tokens}
+    mean = sum(part.sqrt() for part in parts.values()) / 3
     torch.testing.assert_close(model(x).map, (mean**2).repeat_interleave(5, 2))
-    for name, part in alone.items():
-        found = with_parts(model, name)(x).map
-        torch.testing.assert_close(found, part.repeat_interleave(5, 2))
-        assert found.mean().item() == pytest.approx(1, rel=1e-4)  # all weigh alike over normals
+    for part in parts.values():
+        assert part.mean().item() == pytest.approx(1, rel=1e-4)  # all weigh alike over normals
+    found = with_parts(model, "patches")(x).map
+    torch.testing.assert_close(found, patches.repeat_interleave(5, 2))
+
+
+def test_without_patches_the_error_stands_in_the_map_in_their_place(settled):
+    model, x = settled
+    error = with_parts(model)(x).map / ERROR_LEVEL
+    rhythm = (model.rhythm(x)[:, None] / model.rhythm_level).repeat_interleave(5, 2)
+    mean = (error.sqrt() + rhythm.sqrt()) / 2
+    torch.testing.assert_close(with_parts(model, "rhythm")(x).map, mean**2)
+    alone = with_parts(model, "rhythm", error=False)(x).map
+    torch.testing.assert_close(alone, rhythm)  # (b, 1, t): it tells no leads apart
 
 
 def test_tokens_are_as_far_as_they_are_half_way_through_the_encoder(settled):
@@ -285,8 +297,8 @@ def test_tokens_are_as_far_as_they_are_half_way_through_the_encoder(settled):
     every = torch.stack([apart for place in found for apart in place])
     torch.testing.assert_close(column(model, x[:2], "tokens"), every.mean(0))
     places = torch.stack([torch.stack(apart).mean(0) for apart in found], 1)  # (2, segments)
-    map = with_parts(model, "tokens")(x[:2]).map
-    expected = (places / model.tokens_level).repeat_interleave(5, 1)[:, None].expand_as(map)
+    map = with_parts(model, "tokens", error=False)(x[:2]).map
+    expected = (places / model.tokens_level).repeat_interleave(5, 1)[:, None]
     torch.testing.assert_close(map, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -306,12 +318,14 @@ def test_in_pictures_the_tokens_stand_in_the_map_of_their_segments_too():
     config = replace(SQUARE, segment=(4, 6), beside=("tokens",))
     model, x = built(config, (3, 16, 24)), torch.randn(20, 3, 16, 24)
     model.settle(x.split(7))
-    _, apart, columns = model._parts(x)
-    segments = model(x).map.unflatten(3, (4, 6)).unflatten(2, (4, 4))  # (b, c, 4, 4, 4, 6)
-    assert torch.equal(segments, segments[:, :1, :, :1, :, :1].expand_as(segments))
+    error, apart, columns = model._parts(x)
+    error = model.tokens.join(error) / model.error_level
+    assert error.mean().item() == pytest.approx(1, rel=1e-4)
+    tokens = (2 * model(x).map.sqrt() - error.sqrt()).square()
+    segments = tokens.unflatten(3, (4, 6)).unflatten(2, (4, 4))  # (b, c, 4, 4, 4, 6)
+    torch.testing.assert_close(segments, segments[:, :1, :, :1, :, :1].expand_as(segments))
     found = segments[:, 0, :, 0, :, 0].flatten(1)  # rows of pictures one after another
     torch.testing.assert_close(found, apart["tokens"][:, 0] / model.tokens_level)
-    assert found.unique(dim=1).shape == (20, 16)
     assert torch.equal(model(x).whole, torch.stack([columns["error"], columns["tokens"]], 1))
 
 
@@ -330,7 +344,7 @@ def test_columns_of_error_and_rhythm_are_the_means_of_their_maps(settled):
     assert with_parts(model, "patches").whole == ("error",)
     error = with_parts(model)(x).map.mean((1, 2))
     torch.testing.assert_close(column(model, x, "error"), error)
-    rhythm = with_parts(model, "rhythm")(x).map.mean((1, 2))
+    rhythm = with_parts(model, "rhythm", error=False)(x).map.mean((1, 2))
     torch.testing.assert_close(column(model, x, "rhythm") / model.rhythm_level, rhythm)
 
 

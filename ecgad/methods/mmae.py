@@ -26,7 +26,8 @@ records gave, once the encoder had learned, stand beside the error at next to no
 and quantiles, each by the spread that it has over normals, softly taken. A place is as strange as
 three distances are together: the mean of their roots, squared, each in multiples of normals' mean,
 where no single one drowns the others. The error has no part in that: it tells the lead no better
-than chance would, and the time worse than two of the three.
+than chance would, and the time worse than two of the three. It stands in for the patches where they
+are left out, as for pictures.
 
     patches      each lead's stretches of 0.4 s, as they are, against a bank of the same lead's
                  normal ones (map alone)
@@ -115,7 +116,9 @@ class Model(Detector):
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
         self.config = c = config
-        self.in_map = tuple(name for name in IN_MAP if name in c.beside)
+        in_map = tuple(name for name in IN_MAP if name in c.beside)
+        instead = in_map and c.error and "patches" not in in_map
+        self.in_map = ("error", *in_map) if instead else in_map
         columns = ("error",) * c.error + OF_RECORD
         self.whole = tuple(n for n in columns if n in ("error", *c.beside)) if c.beside else ()
         self.tokens = Tokens(shape, c.segment)
@@ -187,7 +190,7 @@ class Model(Detector):
         error, apart, columns = self._parts(x)
         whole = [columns[name] for name in self.whole]
         return Evidence(
-            self._together(apart) if apart else self.tokens.join(error),
+            self._together(error, apart) if apart else self.tokens.join(error),
             torch.stack(whole, 1) if whole else x.new_zeros(x.shape[0], 0),
         )
 
@@ -214,14 +217,15 @@ class Model(Detector):
             columns["quantiles"] = self.quantiles(x)
         return error, apart, columns
 
-    def _together(self, apart: dict[str, Tensor]) -> Tensor:
-        """The squared mean root of distances, in multiples of normals' mean: (b, c, *grid)."""
+    def _together(self, error: Tensor, apart: dict[str, Tensor]) -> Tensor:
+        """The squared mean root of distances, in multiples of normals' mean: (b, c or 1, *grid)."""
         roots = [(part / self.get_buffer(f"{name}_level")).sqrt() for name, part in apart.items()]
-        mean = (reduce(torch.add, roots) / len(roots)).square()  # (b, c or 1, T)
-        map = mean.expand(-1, self.shape[0], -1).unflatten(2, self.tokens.grid)
+        total = reduce(torch.add, roots).unflatten(2, self.tokens.grid)
         for axis, size in enumerate(self.config.segment, 2):
-            map = map.repeat_interleave(size, axis)
-        return map
+            total = total.repeat_interleave(size, axis)
+        if "error" in self.in_map:
+            total = total + (self.tokens.join(error) / self.get_buffer("error_level")).sqrt()
+        return (total / len(self.in_map)).square()
 
     def _error(self, u: Tensor, z: Tensor) -> Tensor:
         """The point score of eq. 5, (b, T, p), from segments and their encoded tokens."""
@@ -289,11 +293,12 @@ class Model(Detector):
 
     def _level(self, batches: list[Tensor]) -> None:
         """The means over normals of all that is in the map, the units that it adds them in."""
-        records = sum(map(len, batches))
-        means = [
-            {name: m.mean() * len(x) for name, m in self._parts(x)[1].items()} for x in batches
-        ]
-        for name in means[0]:
+        records, means = sum(map(len, batches)), []
+        for x in batches:
+            error, apart, _ = self._parts(x)
+            each = apart | {"error": error}
+            means.append({name: each[name].mean() * len(x) for name in self.in_map})
+        for name in self.in_map:
             level = torch.stack([mean[name] for mean in means]).sum() / records
             self.get_buffer(f"{name}_level").copy_(level.clamp(min=1e-6))
 
