@@ -223,7 +223,6 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
 
 ALL = {"beside": ("rhythm", "quantiles", "tokens", "patches")}
 DEEPER = SMALL | {"depth": 4}
-ERROR_LEVEL = 1.7  # where the error is in the map
 BESIDE = Config(segment=(5,), local=(4,), **DEEPER | ALL)
 
 
@@ -241,8 +240,7 @@ def settled(ecg) -> tuple[Model, Tensor]:
 def with_parts(model: Model, *beside: str, error: bool = True) -> Model:
     config = Config(segment=(5,), local=(4,), **DEEPER | {"beside": beside}, error=error)
     reduced = Model((3, 240), config).eval()
-    state = model.state_dict() | {"error_level": torch.tensor(ERROR_LEVEL)}
-    reduced.load_state_dict({k: state[k] for k in reduced.state_dict()})
+    reduced.load_state_dict({k: model.state_dict()[k] for k in reduced.state_dict()})
     return reduced
 
 
@@ -274,7 +272,8 @@ def test_the_map_is_the_squared_mean_root_of_what_it_is_of_in_each_ones_own_unit
 
 def test_without_patches_the_error_stands_in_the_map_in_their_place(settled):
     model, x = settled
-    error = with_parts(model)(x).map / ERROR_LEVEL
+    error = with_parts(model)(x).map / model.error_level
+    assert error.mean().item() == pytest.approx(1, rel=1e-4)
     rhythm = (model.rhythm(x)[:, None] / model.rhythm_level).repeat_interleave(5, 2)
     mean = (error.sqrt() + rhythm.sqrt()) / 2
     torch.testing.assert_close(with_parts(model, "rhythm")(x).map, mean**2)
@@ -351,7 +350,7 @@ def test_columns_of_error_and_rhythm_are_the_means_of_their_maps(settled):
 def test_without_the_error_all_else_is_the_same_and_what_reconstructs_does_not_run(settled):
     model, x = settled
     alone = Model((3, 240), replace(BESIDE, error=False)).eval()
-    alone.load_state_dict(model.state_dict())
+    alone.load_state_dict({k: model.state_dict()[k] for k in alone.state_dict()})
     for part in (alone.decoder, alone.head, *alone.blocks[2:]):
         part.register_forward_hook(lambda *args: pytest.fail("ran"))
     found, expected = alone(x), model(x)

@@ -119,6 +119,7 @@ class Model(Detector):
         in_map = tuple(name for name in IN_MAP if name in c.beside)
         instead = in_map and c.error and "patches" not in in_map
         self.in_map = ("error", *in_map) if instead else in_map
+        self.levels = ("error",) * (c.error and in_map != ()) + in_map  # one set of weights for all
         columns = ("error",) * c.error + OF_RECORD
         self.whole = tuple(n for n in columns if n in ("error", *c.beside)) if c.beside else ()
         self.tokens = Tokens(shape, c.segment)
@@ -155,7 +156,7 @@ class Model(Detector):
             )
         if "quantiles" in beside:
             self.quantiles = Quantiles(self.shape, _divisor(self.shape[-1], 2 * s // 5))
-        for name in self.in_map:
+        for name in self.levels:
             self.register_buffer(f"{name}_level", torch.ones(()))  # its mean over normals
 
     def _schedule(self, n: int, delta: int) -> None:
@@ -297,8 +298,8 @@ class Model(Detector):
         for x in batches:
             error, apart, _ = self._parts(x)
             each = apart | {"error": error}
-            means.append({name: each[name].mean() * len(x) for name in self.in_map})
-        for name in self.in_map:
+            means.append({name: each[name].mean() * len(x) for name in self.levels})
+        for name in self.levels:
             level = torch.stack([mean[name] for mean in means]).sum() / records
             self.get_buffer(f"{name}_level").copy_(level.clamp(min=1e-6))
 
