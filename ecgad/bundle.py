@@ -300,15 +300,19 @@ def load_detector(folder: Path, settings: Mapping[str, Any] | None = None) -> De
 
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     config, weights = _tuples(card["config"]), load_file(folder / "weights.safetensors")
-    model = build(card["method"], tuple(card["shape"]), config | dict(settings or {}))
+    older = ValueError(
+        f"{folder} is of {card['created']}, when {card['method']} had other parts than now: "
+        'its ONNX file still scores (runtime="onnx"), but for torch, or to be exported anew, '
+        "it has to be trained again"
+    )
+    try:
+        model = build(card["method"], tuple(card["shape"]), config | dict(settings or {}))
+    except TypeError as gone:  # a setting that the method has no more
+        raise older from gone
     if settings:
         weights = {name: weights[name] for name in model.state_dict()}
     elif _shapes(weights) != _shapes(model.state_dict()) or card["whole"] != list(model.whole):
-        raise ValueError(
-            f"{folder} is of {card['created']}, when {card['method']} had other parts than now: "
-            'its ONNX file still scores (runtime="onnx"), but for torch, or to be exported anew, '
-            "it has to be trained again"
-        )
+        raise older
     model.load_state_dict(weights)
     return model.eval()
 

@@ -261,7 +261,7 @@ def _constants(benchmark: str, method: str, bundle: Bundle, command: str) -> Row
     return {
         "benchmark": benchmark,
         "method": method,
-        "settings": json.dumps(card["config"]),
+        "settings": json.dumps(card["config"], separators=(",", ":")),
         "train_records": card["data"]["train_records"],
         "parameters": card["parameters"],
         "macs_record": card["macs_record"],

@@ -117,9 +117,9 @@ class Model(Detector):
         super().__init__(shape)
         self.config = c = config
         in_map = tuple(name for name in IN_MAP if name in c.beside)
-        instead = in_map and c.error and "patches" not in in_map
-        self.in_map = ("error", *in_map) if instead else in_map
-        self.levels = ("error",) * (c.error and in_map != ()) + in_map  # one set of weights for all
+        # kept though the map may do without the error: a smaller `beside` runs on the same weights
+        self.levels = ("error", *in_map) if in_map and c.error else in_map
+        self.in_map = in_map if "patches" in in_map else self.levels
         columns = ("error",) * c.error + OF_RECORD
         self.whole = tuple(n for n in columns if n in ("error", *c.beside)) if c.beside else ()
         self.tokens = Tokens(shape, c.segment)

@@ -39,7 +39,9 @@ class Bank(nn.Module):
     stay when the bank is fitted to real ones. With `leads` each lead has centres of its own.
     """
 
-    def __init__(self, size: int, width: int, foreseen: int = 0, leads: tuple[int, ...] = ()):
+    def __init__(
+        self, size: int, width: int, foreseen: int = 0, leads: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.size = size
         real, others = torch.zeros(*leads, size, width), torch.full((*leads, foreseen, width), FAR)
