@@ -307,7 +307,7 @@ def load_detector(folder: Path, settings: Mapping[str, Any] | None = None) -> De
     )
     try:
         model = build(card["method"], tuple(card["shape"]), config | dict(settings or {}))
-    except TypeError as gone:  # a setting that the method has no more
+    except (TypeError, ValueError) as gone:  # a setting that the method has no more, or no more so
         raise older from gone
     if settings:
         weights = {name: weights[name] for name in model.state_dict()}

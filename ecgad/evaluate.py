@@ -47,7 +47,7 @@ class Plan:
 
 FROM_SCRATCH = ("rcae", "fader", "nbs")
 ON_ENCODER = ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
-EIGHT = {"rounds": 8, "hidden": 0.25}  # maskings as in training: five times as dear
+EIGHT = {"rounds": 8, "hidden": 0.25, "error": 8}  # maskings as in training: five times as dear
 EQUAL = Budget(steps=600, batch=32)  # of every method beside MMAE: 19,200 windows seen
 WITHOUT = {  # what a method is said to live by, taken back or put out of place
     "uniad-unmasked": ("uniad", {"window": ()}),
@@ -76,9 +76,10 @@ PLANS = {
         budget=Budget(steps=1500, batch=32, lr=5e-4),
     ),
     "mmae-paper": Plan(weights="mmae", settings={"beside": (), **EIGHT}),
-    "mmae-4": Plan(weights="mmae", settings={**EIGHT, "rounds": 4}),
+    "mmae-2": Plan(weights="mmae", settings={"error": 2}),
+    "mmae-4": Plan(weights="mmae", settings={**EIGHT, "rounds": 4, "error": 4}),
     "mmae-8": Plan(weights="mmae", settings=EIGHT),
-    "mmae-distances": Plan(weights="mmae", settings={"error": False}),
+    "mmae-distances": Plan(weights="mmae", settings={"error": 0}),
     "mmae-tokens": Plan(weights="mmae", settings={"beside": ("tokens",)}),
     "mmae-patches": Plan(weights="mmae", settings={"beside": ("patches",)}),
     "mmae-rhythm": Plan(weights="mmae", settings={"beside": ("rhythm",)}),

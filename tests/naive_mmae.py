@@ -20,12 +20,15 @@ def maskings(model: Model) -> list[tuple[list[int], list[int], list[int]]]:
 
 
 @torch.no_grad()
-def point_score(model: Model, x: torch.Tensor) -> torch.Tensor:
-    """Of one record (c, *grid): the mean squared error of each sample, same shape."""
+def point_score(model: Model, x: torch.Tensor, rounds: int | None = None) -> torch.Tensor:
+    """Of one record (c, *grid): the mean squared error of each sample, same shape.
+
+    Of the first `rounds` maskings or all; nan where none of them hid the segment.
+    """
     u = model.tokens.split(x[None])[0]  # (T, p)
     n, delta = len(u), model.windows.shape[1]
     total, times = torch.zeros_like(u), torch.zeros(n)
-    for hidden_global, hidden_local, region in maskings(model):
+    for hidden_global, hidden_local, region in maskings(model)[:rounds]:
         places, segments, seen = [], [], []  # of what is visible
         masked = [(s, s) for s in hidden_global] + [(n + j, region[j]) for j in hidden_local]
         for place in range(n + delta):

@@ -226,7 +226,7 @@ def test_the_probe_tells_damaged_records_from_their_originals(ecg: Ecg):
     assert probe(Remembers(), rule) < 0.05
 
 
-@pytest.mark.parametrize("other", ["weights", "whole", "config"])
+@pytest.mark.parametrize("other", ["weights", "whole", "config", "kind"])
 def test_parts_of_another_version_are_refused_in_torch(folder: Path, tmp_path: Path, other: str):
     place = shutil.copytree(folder, tmp_path / "older")
     card, weights = json.loads((place / "card.json").read_text()), place / "weights.safetensors"
@@ -234,6 +234,8 @@ def test_parts_of_another_version_are_refused_in_torch(folder: Path, tmp_path: P
         card["whole"] = ["error", "patches"]
     elif other == "config":
         card["config"]["lost"] = 4
+    elif other == "kind":
+        card["config"]["error"] = True
     else:
         save_file({**load_file(weights), "lost.centres": torch.zeros(1)}, weights)
     card |= {"weights_sha256": file_sha256(weights), "created": "2020-02-02"}

@@ -56,8 +56,8 @@ def test_each_region_shows_its_own_share_in_every_round(hidden, rounds, seen):
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (Config(), (12, 4800)),
-        (Config(segment=(10,)), (12, 1000)),
+        (Config(error=2), (12, 4800)),
+        (Config(segment=(10,), beside=("rhythm",)), (12, 1000)),  # its map needs all of them
         (SQUARE, (3, 16, 16)),
         (Config(segment=(6,), local=(4,), hidden=0.3, rounds=4, beside=()), (3, 72)),
     ],
@@ -75,7 +75,7 @@ def test_every_segment_is_hidden_and_its_weights_sum_to_one(config, shape):
 
 
 def test_ten_local_regions_of_ten_tile_a_record_of_a_hundred_once():
-    model = Model((12, 4800), Config(rounds=10, hidden=0.25))
+    model = Model((12, 4800), Config(rounds=10, hidden=0.25, error=10))
     place = torch.cat([model.visible, model.masked], dim=1)
     segment = torch.cat([model.visible_segment, model.masked_segment], 1)
     assert sorted(segment[place >= 100].tolist()) == list(range(100))
@@ -222,7 +222,7 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
 # What stands beside the map
 
 ALL = {"beside": ("rhythm", "quantiles", "tokens", "patches")}
-DEEPER = SMALL | {"depth": 4}
+DEEPER = SMALL | {"depth": 4, "error": 5}
 BESIDE = Config(segment=(5,), local=(4,), **DEEPER | ALL)
 
 
@@ -237,8 +237,8 @@ def settled(ecg) -> tuple[Model, Tensor]:
     return model, x
 
 
-def with_parts(model: Model, *beside: str, error: bool = True) -> Model:
-    config = Config(segment=(5,), local=(4,), **DEEPER | {"beside": beside}, error=error)
+def with_parts(model: Model, *beside: str, error: int = 5) -> Model:
+    config = Config(segment=(5,), local=(4,), **DEEPER | {"beside": beside, "error": error})
     reduced = Model((3, 240), config).eval()
     reduced.load_state_dict({k: model.state_dict()[k] for k in reduced.state_dict()})
     return reduced
@@ -277,7 +277,7 @@ def test_without_patches_the_error_stands_in_the_map_in_their_place(settled):
     rhythm = (model.rhythm(x)[:, None] / model.rhythm_level).repeat_interleave(5, 2)
     mean = (error.sqrt() + rhythm.sqrt()) / 2
     torch.testing.assert_close(with_parts(model, "rhythm")(x).map, mean**2)
-    alone = with_parts(model, "rhythm", error=False)(x).map
+    alone = with_parts(model, "rhythm", error=0)(x).map
     torch.testing.assert_close(alone, rhythm)  # (b, 1, t): it tells no leads apart
 
 
@@ -296,7 +296,7 @@ def test_tokens_are_as_far_as_they_are_half_way_through_the_encoder(settled):
     every = torch.stack([apart for place in found for apart in place])
     torch.testing.assert_close(column(model, x[:2], "tokens"), every.mean(0))
     places = torch.stack([torch.stack(apart).mean(0) for apart in found], 1)  # (2, segments)
-    map = with_parts(model, "tokens", error=False)(x[:2]).map
+    map = with_parts(model, "tokens", error=0)(x[:2]).map
     expected = (places / model.tokens_level).repeat_interleave(5, 1)[:, None]
     torch.testing.assert_close(map, expected, rtol=1e-3, atol=1e-5)
 
@@ -343,14 +343,13 @@ def test_columns_of_error_and_rhythm_are_the_means_of_their_maps(settled):
     assert with_parts(model, "patches").whole == ("error",)
     error = with_parts(model)(x).map.mean((1, 2))
     torch.testing.assert_close(column(model, x, "error"), error)
-    rhythm = with_parts(model, "rhythm", error=False)(x).map.mean((1, 2))
+    rhythm = with_parts(model, "rhythm", error=0)(x).map.mean((1, 2))
     torch.testing.assert_close(column(model, x, "rhythm") / model.rhythm_level, rhythm)
 
 
 def test_without_the_error_all_else_is_the_same_and_what_reconstructs_does_not_run(settled):
     model, x = settled
-    alone = Model((3, 240), replace(BESIDE, error=False)).eval()
-    alone.load_state_dict({k: model.state_dict()[k] for k in alone.state_dict()})
+    alone = with_parts(model, *BESIDE.beside, error=0)
     for part in (alone.decoder, alone.head, *alone.blocks[2:]):
         part.register_forward_hook(lambda *args: pytest.fail("ran"))
     found, expected = alone(x), model(x)
@@ -359,7 +358,25 @@ def test_without_the_error_all_else_is_the_same_and_what_reconstructs_does_not_r
     assert torch.equal(found.whole, expected.whole[:, 1:])
     assert count(alone).macs_record < 0.6 * count(model).macs_record
     with pytest.raises(ValueError, match="without the error, beside has to hold one of patches"):
-        Config(beside=("quantiles",), error=False)
+        Config(beside=("quantiles",), error=0)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 7])  # of five
+def test_the_error_column_is_of_the_first_maskings_and_costs_no_more(settled, rounds):
+    model, x = settled
+    few = with_parts(model, *BESIDE.beside, error=rounds)
+    found, every = few(x[:3]), model(x[:3])
+    assert torch.equal(found.map, every.map)
+    assert torch.equal(found.whole[:, 1:], every.whole[:, 1:])
+    for record, error in zip(x, found.whole[:, 0], strict=False):
+        known = naive_mmae.point_score(few, record, rounds).nanmean()  # nan: never hidden
+        torch.testing.assert_close(error, known)
+    hidden = few.masked.numel() / model.masked.numel()
+    assert hidden == min(rounds / 5, 1)
+    none, some, all = (
+        count(with_parts(model, *BESIDE.beside, error=n)).macs_record for n in (0, rounds, 5)
+    )
+    assert some - none == pytest.approx(hidden * (all - none), rel=0.05)
 
 
 def test_the_error_column_leaves_out_what_was_not_recorded(settled):

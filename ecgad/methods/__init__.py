@@ -79,14 +79,17 @@ def _config(name: str, config: type, settings: Mapping[str, Any]) -> Any:
 
 
 def _value(key: str, kind: Any, value: Any) -> Any:
-    """`value` as the type of its field: from text, and from the lists that JSON makes of tuples."""
+    """`value` as the type of its field: from text, and from the lists that JSON makes of tuples.
+
+    True is no number here, though Python has it for 1.
+    """
     if get_origin(kind) is tuple and isinstance(value, str | list | tuple):
         items = value.replace(",", " ").split() if isinstance(value, str) else value
         return tuple(_value(key, get_args(kind)[0], item) for item in items)
-    if not isinstance(value, str) or kind is str:
+    if not isinstance(value, str | bool) or type(value) is kind:
         return value
     try:
-        return _TRUTH[value.lower()] if kind is bool else kind(value)
+        return _TRUTH[value.lower()] if kind is bool else kind(str(value))
     except (KeyError, ValueError, TypeError):
         name = getattr(kind, "__name__", kind)
         raise ValueError(f"setting {key} is {value!r}, which is not of type {name}") from None

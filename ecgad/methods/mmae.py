@@ -17,7 +17,7 @@ and each sample's error is averaged over the maskings that hid it (the point sco
 sample score (eq. 4) is the mean of that map, which `score.py` takes.
 
 These maskings hide half of each region, more than in training: two of them are enough, at a fifth
-of the cost of eight that hide a quarter (`rounds=8, hidden=0.25`).
+of the cost of eight that hide a quarter (`rounds=8, hidden=0.25, error=8`).
 
 What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
 longer than a segment: neither is strange to a reconstruction. So four distances from what normal
@@ -26,8 +26,9 @@ records gave, once the encoder had learned, stand beside the error at next to no
 and quantiles, each by the spread that it has over normals, softly taken. A place is as strange as
 three distances are together: the mean of their roots, squared, each in multiples of normals' mean,
 where no single one drowns the others. The error has no part in that: it tells the lead no better
-than chance would, and the time worse than two of the three. It stands in for the patches where they
-are left out, as for pictures.
+than chance would, and the time worse than two of the three. For a record's error one of the two
+maskings is enough, and the other goes half way only. Where the patches are left out, as for
+pictures, the error stands in the map in their place, and is then taken of all maskings.
 
     patches      each lead's stretches of 0.4 s, as they are, against a bank of the same lead's
                  normal ones (map alone)
@@ -81,7 +82,7 @@ class Config:
     decoder_width: int = 64  # of the one decoder block
     local_weight: float = 1.0  # of the local term in the loss: no other weight is published
     beside: tuple[str, ...] = BESIDE  # the error; () as in the paper
-    error: bool = True  # False: what only the error needs, more than half of a pass, does not run
+    error: int = 1  # maskings that a record's error is of (a map of it is of all); 0: no error
 
     def __post_init__(self) -> None:
         for name in ("ratio", "hidden"):
@@ -90,6 +91,8 @@ class Config:
         for name in ("rounds", "width", "depth", "heads", "decoder_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if self.error < 0:
+            raise ValueError(f"error is {self.error}; a number of maskings, 0 for none of them")
         if unknown := set(self.beside) - set(BESIDE):
             raise ValueError(f"beside is {sorted(unknown)}; known are {', '.join(BESIDE)}")
         if not (self.error or set(IN_MAP) & set(self.beside)):
@@ -106,6 +109,7 @@ class Model(Detector):
     seen: Tensor
     masked: Tensor
     masked_segment: Tensor
+    told: Tensor
     slots: Tensor
     weights: Tensor
     seen_slots: Tensor
@@ -120,7 +124,7 @@ class Model(Detector):
         # kept though the map may do without the error: a smaller `beside` runs on the same weights
         self.levels = ("error", *in_map) if in_map and c.error else in_map
         self.in_map = in_map if "patches" in in_map else self.levels
-        columns = ("error",) * c.error + OF_RECORD
+        columns = OF_RECORD if c.error == 0 else ("error", *OF_RECORD)
         self.whole = tuple(n for n in columns if n in ("error", *c.beside)) if c.beside else ()
         self.tokens = Tokens(shape, c.segment)
         self.embed = nn.Linear(self.tokens.size, c.width)
@@ -167,18 +171,21 @@ class Model(Detector):
         local_masks = complement_schedule(delta, self.config.hidden, local_rounds, seed=1)[:h]
         start = torch.linspace(0, len(self.windows) - 1, h).round().long()  # w of each round
         place = torch.cat([torch.arange(n).expand(h, n), self.windows[start]], dim=1)  # -> segment
+        without = self.in_map and "error" not in self.in_map  # then its map is of no use
+        told = min(max(self.config.error, 1), h) if without else h  # rounds that are reconstructed
         visible = [complement(global_masks, n), n + complement(local_masks, delta)]
         masked = torch.cat([global_masks, n + local_masks], dim=1)
-        hidden = place.gather(1, masked)  # (H, m): the segment behind each masked place
+        hidden = place.gather(1, masked)[:told]  # (told, m): the segment behind each masked place
         seen = place.gather(1, visible[0])
-        slots, weights = _average_over(hidden.flatten(), n)
-        seen_slots, seen_weights = _average_over(seen.flatten(), n)
+        slots, weights = _average_over(hidden.flatten(), hidden.unique())
+        seen_slots, seen_weights = _average_over(seen.flatten(), torch.arange(n))
         for name, value in {
             "visible": (v := torch.cat(visible, dim=1)),
             "visible_segment": place.gather(1, v),
             "seen": seen,  # of the global region alone
-            "masked": masked,
+            "masked": masked[:told],
             "masked_segment": hidden,
+            "told": hidden.unique(),  # all segments, where all rounds are reconstructed
             "slots": slots,
             "weights": weights,
             "seen_slots": seen_slots,
@@ -196,14 +203,15 @@ class Model(Detector):
         )
 
     def _parts(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """The error (b, T, p), what the map is of and what is of the whole record.
+        """The error (b, told, p), what the map is of and what is of the whole record.
 
         That of the map is (b, c, T), or (b, 1, T) where alike in all leads; of the record (b,).
         """
         u, half, apart, columns = self.tokens.split(x), self._half(x), {}, {}
-        error = self._error(u, self._encoded(half)) if self.config.error else torch.zeros_like(u)
+        error = torch.zeros_like(u)
         if self.config.error:
-            columns["error"] = _mean_of_recorded(error, u)
+            error = self._error(u, self._encoded(half[:, : len(self.masked)]))
+            columns["error"] = _mean_of_recorded(error, u[:, self.told])
         if "patches" in self.in_map:
             apart["patches"] = self.patches(x)
         if "rhythm" in self.in_map:
@@ -229,10 +237,10 @@ class Model(Detector):
         return (total / len(self.in_map)).square()
 
     def _error(self, u: Tensor, z: Tensor) -> Tensor:
-        """The point score of eq. 5, (b, T, p), from segments and their encoded tokens."""
-        out = self.decode(z, self.visible, self.masked)  # (b, H, m, p)
+        """The point score of eq. 5, (b, told, p), from segments and their encoded tokens."""
+        out = self.decode(z, self.visible[: len(self.masked)], self.masked)  # (b, rounds, m, p)
         target = normalise(u)
-        error = (out - pick(target, 1, self.masked_segment)).square().flatten(1, 2)  # (b, H m, p)
+        error = (out - pick(target, 1, self.masked_segment)).square().flatten(1, 2)
         return (pick(error, 1, self.slots) * self.weights[..., None]).sum(2)
 
     def _half(self, x: Tensor) -> Tensor:
@@ -343,7 +351,7 @@ def _mean(rows: Tensor) -> Tensor:
 
 
 def _mean_of_recorded(values: Tensor, u: Tensor) -> Tensor:
-    """Of (b, T, p) where in segments `u` something was recorded, which is not 0: (b,)."""
+    """Of (b, n, p) where in segments `u` something was recorded, which is not 0: (b,)."""
     recorded = (u != 0).to(values.dtype).flatten(1)
     return (values.flatten(1) * recorded).mean(1) / recorded.mean(1).clamp(min=1e-6)
 
@@ -364,18 +372,18 @@ def _take(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def _average_over(segment: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """For each of n segments, where it stands in `segment` and the weight of each standing.
+def _average_over(segment: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+    """For each segment of `of` (n,), where it stands in `segment`, and the weight of each standing.
 
     Rows are padded to one length with weight 0, so that averaging is one gather and one sum. For a
     segment which stands nowhere (two halves of an odd number hide one twice) the nearest stands.
     """
     there = segment.unique()
-    nearest = [there[(there - i).abs().argmin()] for i in range(n)]
+    nearest = [there[(there - i).abs().argmin()] for i in of]
     found = [(segment == place).nonzero().flatten() for place in nearest]
     longest = max(len(f) for f in found)
-    slots = torch.zeros(n, longest, dtype=torch.long)
-    weights = torch.zeros(n, longest)
+    slots = torch.zeros(len(of), longest, dtype=torch.long)
+    weights = torch.zeros(len(of), longest)
     for i, f in enumerate(found):
         slots[i, : len(f)], weights[i, : len(f)] = f, 1 / len(f)
     return slots, weights
