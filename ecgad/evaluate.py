@@ -77,7 +77,6 @@ PLANS = {
     ),
     "mmae-paper": Plan(weights="mmae", settings={"beside": (), **EIGHT}),
     "mmae-2": Plan(weights="mmae", settings={"error": 2}),
-    "mmae-4": Plan(weights="mmae", settings={**EIGHT, "rounds": 4, "error": 4}),
     "mmae-8": Plan(weights="mmae", settings=EIGHT),
     "mmae-distances": Plan(weights="mmae", settings={"error": 0}),
     "mmae-tokens": Plan(weights="mmae", settings={"beside": ("tokens",)}),

@@ -379,13 +379,14 @@ def test_the_error_column_is_of_the_first_maskings_and_costs_no_more(settled, ro
     assert some - none == pytest.approx(hidden * (all - none), rel=0.05)
 
 
-def test_the_error_column_leaves_out_what_was_not_recorded(settled):
-    model, x = settled
-    x = x[:4].clone()
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_the_error_column_leaves_out_what_was_not_recorded(settled, rounds):
+    whole, x = settled
+    model, x = with_parts(whole, *BESIDE.beside, error=rounds), x[:4].clone()
     x[:, 1] = 0  # an absent lead
     x[0, :, :60] = 0  # a gap in all leads
-    error = with_parts(model)(x).map
-    expected = [e[each != 0].mean() for e, each in zip(error, x, strict=True)]
+    error = [naive_mmae.point_score(model, each, rounds) for each in x]
+    expected = [e[each != 0].nanmean() for e, each in zip(error, x, strict=True)]
     torch.testing.assert_close(column(model, x, "error"), torch.stack(expected))
     assert column(model, torch.zeros_like(x), "error").isfinite().all()
 

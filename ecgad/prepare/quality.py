@@ -24,7 +24,7 @@ from ecgad.record import LIMB, Quality, Record
 FLAT_MV = 0.01  # below the noise of a connected electrode
 SWING_MV = (0.1, 10.0)  # peak to peak in a second; real records lie at 0.2 .. 4
 WILD_MV = 20.0  # a sentinel value or a hit electrode; a large R wave is 5
-PIECE = 4096  # samples in a product, which is too small to be shared out among threads
+PIECE = 7000  # samples in a product of six leads, too few to be shared out among threads
 EINTHOVEN_MV, EINTHOVEN_SHARE = 0.025, 0.1  # rms, and of the limb leads' own; clean: 0.001
 
 _LAWS = np.array(  # each row is 0 on leads that are what they are called
