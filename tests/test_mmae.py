@@ -357,6 +357,8 @@ def test_without_the_error_all_else_is_the_same_and_what_reconstructs_does_not_r
     assert alone.whole == model.whole[1:] == ("rhythm", "tokens", "quantiles")
     assert torch.equal(found.whole, expected.whole[:, 1:])
     assert count(alone).macs_record < 0.6 * count(model).macs_record
+    with pytest.raises(ValueError, match="error is -1; a number of maskings, 0 for none"):
+        Config(error=-1)
     with pytest.raises(ValueError, match="without the error, beside has to hold one of patches"):
         Config(beside=("quantiles",), error=0)
 
