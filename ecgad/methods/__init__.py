@@ -89,7 +89,7 @@ def _value(key: str, kind: Any, value: Any) -> Any:
     if not isinstance(value, str | bool) or type(value) is kind:
         return value
     try:
-        return _TRUTH[value.lower()] if kind is bool else kind(str(value))
+        return _TRUTH[str(value).lower()] if kind is bool else kind(str(value))
     except (KeyError, ValueError, TypeError):
         name = getattr(kind, "__name__", kind)
         raise ValueError(f"setting {key} is {value!r}, which is not of type {name}") from None
