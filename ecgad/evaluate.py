@@ -47,7 +47,7 @@ class Plan:
 
 FROM_SCRATCH = ("rcae", "fader", "nbs")
 ON_ENCODER = ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
-EIGHT = {"rounds": 8, "hidden": 0.25, "error": 8}  # maskings as in training: five times as dear
+EIGHT = {"rounds": 8, "hidden": 0.25, "error": 8}  # maskings as in training: seven times as dear
 EQUAL = Budget(steps=600, batch=32)  # of every method beside MMAE: 19,200 windows seen
 WITHOUT = {  # what a method is said to live by, taken back or put out of place
     "uniad-unmasked": ("uniad", {"window": ()}),

@@ -16,8 +16,8 @@ For scoring the same is done for H fixed maskings (eq. 3), which between them hi
 and each sample's error is averaged over the maskings that hid it (the point score, eq. 5). The
 sample score (eq. 4) is the mean of that map, which `score.py` takes.
 
-These maskings hide half of each region, more than in training: two of them are enough, at a fifth
-of the cost of eight that hide a quarter (`rounds=8, hidden=0.25, error=8`).
+These maskings hide half of each region, more than in training: two of them are enough, at a
+seventh of the cost of eight that hide a quarter (`rounds=8, hidden=0.25, error=8`).
 
 What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
 longer than a segment: neither is strange to a reconstruction. So four distances from what normal
@@ -75,7 +75,7 @@ class Config:
     local: tuple[int, ...] = (10,)  # delta, in segments; about one heartbeat
     ratio: float = 0.25  # theta in training: share hidden in both regions; MCF hides 0.3
     rounds: int = 2  # H: maskings a record when it is scored
-    hidden: float = 0.5  # theta in these: each segment once; 8 of 0.25 cost five times as much
+    hidden: float = 0.5  # theta in these: each segment once; 8 of 0.25 cost seven times as much
     width: int = 64  # d of the encoder; with depth 5 it gives 1/18 of MCF's parameters
     depth: int = 5  # encoder blocks
     heads: int = 4  # of encoder and decoder
@@ -171,21 +171,22 @@ class Model(Detector):
         local_masks = complement_schedule(delta, self.config.hidden, local_rounds, seed=1)[:h]
         start = torch.linspace(0, len(self.windows) - 1, h).round().long()  # w of each round
         place = torch.cat([torch.arange(n).expand(h, n), self.windows[start]], dim=1)  # -> segment
-        without = self.in_map and "error" not in self.in_map  # then its map is of no use
-        told = min(max(self.config.error, 1), h) if without else h  # rounds that are reconstructed
+        some = self.in_map and "error" not in self.in_map  # a record's error is all that is asked
+        rounds = min(max(self.config.error, 1), h) if some else h  # that are reconstructed, if any
         visible = [complement(global_masks, n), n + complement(local_masks, delta)]
         masked = torch.cat([global_masks, n + local_masks], dim=1)
-        hidden = place.gather(1, masked)[:told]  # (told, m): the segment behind each masked place
+        hidden = place.gather(1, masked)[:rounds]  # the segment behind each masked place
+        told = hidden.unique()  # all segments, where all rounds are reconstructed
         seen = place.gather(1, visible[0])
-        slots, weights = _average_over(hidden.flatten(), hidden.unique())
+        slots, weights = _average_over(hidden.flatten(), told)
         seen_slots, seen_weights = _average_over(seen.flatten(), torch.arange(n))
         for name, value in {
             "visible": (v := torch.cat(visible, dim=1)),
             "visible_segment": place.gather(1, v),
             "seen": seen,  # of the global region alone
-            "masked": masked[:told],
+            "masked": masked[:rounds],
             "masked_segment": hidden,
-            "told": hidden.unique(),  # all segments, where all rounds are reconstructed
+            "told": told,
             "slots": slots,
             "weights": weights,
             "seen_slots": seen_slots,
