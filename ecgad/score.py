@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ecgad.prepare.filters import gaussian
 from ecgad.record import Interval
 
 MOST = 20  # intervals that are told of a record
@@ -137,14 +138,18 @@ def lead_scores(map: np.ndarray, valid: np.ndarray, rule: Rule) -> np.ndarray:
 
 def smoothen(map: np.ndarray, valid: np.ndarray, smooth: float) -> np.ndarray:
     """Gaussian mean over the valid places around each place, along time or over an image."""
-    from scipy.ndimage import gaussian_filter
-
-    sigma = (0.0, *[smooth] * (map.ndim - 1))
     if valid.all():
-        return gaussian_filter(map.astype(np.float32), sigma)
-    weight = gaussian_filter(valid.astype(np.float32), sigma)
-    total = gaussian_filter(np.where(valid, map, 0).astype(np.float32), sigma)
+        return _gaussian(map, smooth)
+    weight = _gaussian(valid, smooth)
+    total = _gaussian(np.where(valid, map, 0), smooth)
     return np.where(valid, total / np.maximum(weight, 1e-6), 0)
+
+
+def _gaussian(map: np.ndarray, smooth: float) -> np.ndarray:
+    """Over each of the axes of `map` (m, *grid) but the first."""
+    for axis in range(1, map.ndim):
+        map = gaussian(map.swapaxes(axis, -1), smooth).swapaxes(axis, -1)
+    return map
 
 
 def relative(map: np.ndarray, valid: np.ndarray, rule: Rule, smooth: float) -> np.ndarray:

@@ -11,13 +11,9 @@ from fractions import Fraction
 from functools import cached_property, lru_cache
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
+from ecgad.prepare.filters import bandpass, polyphase
 from ecgad.record import LEADS, Record
-
-# Multiplications in one matrix product, at most: larger ones OpenBLAS shares out among threads, and
-# then the last bits of a score would depend on how many there are.
-ALONE = 2**18
 
 _FROM_I_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 
@@ -99,7 +95,7 @@ def resample(record: Record, rate_hz: float) -> Record:
     if record.rate_hz == rate_hz:
         return record
     ratio = _ratio(rate_hz / record.rate_hz)
-    signal = _polyphase(record.signal, ratio.numerator, ratio.denominator)
+    signal = polyphase(record.signal, ratio.numerator, ratio.denominator)
     return replace(
         record,
         signal=signal,
@@ -112,54 +108,6 @@ def resample(record: Record, rate_hz: float) -> Record:
 @lru_cache
 def _ratio(rates: float) -> Fraction:
     return Fraction(rates).limit_denominator(1000)
-
-
-def _polyphase(signal: np.ndarray, up: int, down: int) -> np.ndarray:
-    """What `scipy.signal.resample_poly` gives with its own filter and the signal mirrored.
-
-    The filter repeats itself every `up` samples of the result, so that some stretch of the signal
-    times one matrix gives the next few of them: several times faster, a lead at a time.
-    """
-    matrix, before, step = _polyphase_matrix(up, down)
-    if (rows := ALONE // matrix.size) < 2:
-        from scipy.signal import resample_poly
-
-        return resample_poly(signal, up, down, axis=1, padtype="symmetric").astype(np.float32)
-    samples, made = signal.shape[1], -(-signal.shape[1] * up // down)
-    blocks = -(-made // matrix.shape[1])
-    after = max((blocks - 1) * step + len(matrix) - before - samples, 0)
-    head = _mirrored(np.arange(-before, 0), samples)
-    tail = _mirrored(np.arange(samples, samples + after), samples)
-    longer = np.concatenate([signal[:, head], signal, signal[:, tail]], axis=1)
-    lead, size = longer.strides  # bytes
-    stretches = as_strided(longer, (len(signal), blocks, len(matrix)), (lead, step * size, size))
-    out = np.empty((len(signal), blocks, matrix.shape[1]), np.float32)
-    for each, row in zip(stretches, out, strict=True):
-        for first in range(0, blocks, rows):
-            np.matmul(each[first : first + rows], matrix, out=row[first : first + rows])
-    return out.reshape(len(signal), -1)[:, :made]
-
-
-def _mirrored(place: np.ndarray, samples: int) -> np.ndarray:
-    """The sample that stands at `place`, inside or outside of a signal mirrored at its ends."""
-    place = place % (2 * samples)
-    return np.minimum(place, 2 * samples - 1 - place)
-
-
-@lru_cache
-def _polyphase_matrix(up: int, down: int) -> tuple[np.ndarray, int, int]:
-    """(stretch, block) float32; samples of a stretch before its block begins; and from one stretch
-    to the next."""
-    from scipy.signal import firwin
-
-    half = 10 * max(up, down)
-    taps = up * firwin(2 * half + 1, 1 / max(up, down), window=("kaiser", 5.0))  # type: ignore
-    periods, before = -(-20 // up), half // up
-    sample = np.arange(periods * down + 2 * before)[:, None] - before
-    tap = half + np.arange(periods * up) * down - sample * up
-    inside = (tap >= 0) & (tap <= 2 * half)
-    matrix = np.where(inside, taps[tap.clip(0, 2 * half)], 0).astype(np.float32)
-    return matrix, before, periods * down
 
 
 def _valid_at(valid: np.ndarray, source: np.ndarray) -> np.ndarray:
@@ -185,7 +133,8 @@ def prepare(record: Record, preparation: Preparation, usable: np.ndarray | None 
     keep = record.valid if usable is None else record.valid & usable
     record = replace(record, signal=_bridge(record.signal, keep), valid=keep)
     record = _select(resample(derive(record), preparation.rate_hz), preparation.leads)
-    filtered = bandpass(record.signal, preparation).astype(np.float32)
+    band = preparation.order, preparation.band_hz, preparation.rate_hz
+    filtered = bandpass(record.signal, *band).astype(np.float32)
     signal = _scale(filtered, record.valid, preparation)
     signal = np.where(record.valid, signal, 0).astype(np.float32, copy=False)
     starts = margin + window_starts(signal.shape[1] - 2 * margin, preparation.window)
@@ -215,34 +164,6 @@ def stitch(maps: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
         total[:, start : start + maps.shape[2]] += piece
         count[start : start + maps.shape[2]] += 1
     return total / np.maximum(count, 1)
-
-
-def bandpass(signal: np.ndarray, preparation: Preparation) -> np.ndarray:
-    """Zero-phase Butterworth along time, to the last bit that of `scipy.signal.sosfiltfilt`.
-
-    That one works out anew for each signal in what state the filter starts.
-    """
-    from scipy.signal import sosfilt
-
-    sos, start = _butterworth(preparation.order, preparation.band_hz, preparation.rate_hz)
-    pad = min(signal.shape[1] - 1, round(preparation.rate_hz))  # 1 s, turned about its end
-    head = 2 * signal[:, :1] - signal[:, pad:0:-1]
-    tail = 2 * signal[:, -1:] - signal[:, -2 : -pad - 2 : -1]
-    both_ways = np.concatenate([head, signal, tail], axis=1)
-    for _ in range(2):
-        both_ways = sosfilt(sos, both_ways, zi=start * both_ways[:, :1])[0][:, ::-1]
-    return both_ways[:, pad : pad + signal.shape[1]]
-
-
-@lru_cache
-def _butterworth(
-    order: int, band_hz: tuple[float, float], rate_hz: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Second-order sections (n, 6), and the state (n, 1, 2) in which they take a level of 1."""
-    from scipy.signal import butter, sosfilt_zi
-
-    sos = np.asarray(butter(order, band_hz, btype="bandpass", fs=rate_hz, output="sos"))
-    return sos, sosfilt_zi(sos)[:, None]
 
 
 def _bridge(signal: np.ndarray, keep: np.ndarray) -> np.ndarray:
