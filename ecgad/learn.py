@@ -280,8 +280,12 @@ def _card(
 
 
 def fingerprint(normals: Normals) -> str:
-    """sha256 over the prepared training, held-out and calibration records, in order."""
+    """sha256 over what the training, held-out and calibration records were read from, in order.
+
+    Not over prepared samples, whose last bits differ between machines; only a record that does not
+    know what it was read from is taken by those.
+    """
     digest = hashlib.sha256()
     for prepared in (*normals.train, *normals.held_out, *normals.calibration):
-        digest.update(prepared.windows.tobytes())
+        digest.update(prepared.source.encode() or prepared.windows.tobytes())
     return digest.hexdigest()

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from ecgad import load, train
 from ecgad.bundle import CROWD, Bundle, file_sha256, load_detector, write_card
 from ecgad.export import disagreement, export_onnx, run_onnx
-from ecgad.learn import Normals, Pretraining, calibrate, damage_probe, learn
-from ecgad.prepare.signal import Preparation, prepare
+from ecgad.learn import Normals, Pretraining, calibrate, damage_probe, fingerprint, learn
+from ecgad.prepare.signal import Preparation, Prepared, prepare
+from ecgad.read import read
 from ecgad.record import LEADS, NOT_ASSESSABLE, Record
 from ecgad.score import fit_rule
 from ecgad.screen.rows import result_row
@@ -285,3 +286,24 @@ def test_pretraining_comes_first_and_is_done_once(ecg: Ecg, tmp_path: Path):
     assert one.card["pretraining"]["records"] == 6
     assert load_file(tmp_path / "kept" / "a.safetensors")["quantiles.gaussian.weight"].any()
     np.testing.assert_array_equal(one.run(windows[:2])[0], other.run(windows[:2])[0])
+
+
+def test_the_fingerprint_is_of_what_was_read_not_of_the_last_bits_it_was_prepared_to():
+    def of(names: str, nudge: float = 0.0, sha256: str = "1f") -> str:
+        windows = np.full((1, 2, 10), 1 + nudge, np.float32)
+        valid = np.ones((2, 10), bool)
+        made = [
+            Prepared(windows, np.zeros(1), valid, (), sha256 and f"{name} {sha256}")
+            for name in names
+        ]
+        return fingerprint(Normals(made[:2], made[2:3], made[3:]))
+
+    assert of("abcd") == of("abcd", 1e-6)
+    assert len({of("abcd"), of("abdc"), of("abc"), of("abcd", sha256="2f")}) == 4
+    assert of("abcd", sha256="") != of("abcd", 1e-6, sha256="")  # a record that names no source
+
+
+def test_a_prepared_record_says_what_it_was_read_from():
+    record = read(Path(__file__).parent.parent / "data" / "samples" / "ludb" / "1.hea")
+    assert prepare(record, Preparation()).source == f"1 {record.source_sha256}"
+    assert not prepare(replace(record, source_sha256=""), Preparation()).source

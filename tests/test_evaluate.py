@@ -404,3 +404,14 @@ def test_a_plan_without_something_differs_from_its_method_in_that_alone(name: st
     if not plan.weights:  # learned anew
         assert plan.budget == full.budget
         assert plan.encoder == ("" if "encoder" in plan.settings else full.encoder)
+
+
+@pytest.mark.parametrize("file", sorted(BOARD.glob("*.csv")), ids=lambda file: file.stem)
+def test_all_committed_rows_that_stand_side_by_side_learned_from_the_same_records(file: Path):
+    """The rows of a benchmark, or of one of the sets that it consists of."""
+    found: dict[str, set[str]] = {}
+    for row in csv.DictReader(file.read_text("utf-8").splitlines()):
+        if "data_fingerprint" in row:
+            part = row["source"] if file.stem in ("twelve_lead", "paired") else ""
+            found.setdefault(part, set()).add(row["data_fingerprint"])
+    assert all(len(each) == 1 for each in found.values()), found

@@ -8,6 +8,7 @@ and only a preparation with `scale="record"` may use them. Folds 1-6 train, 7 is
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,10 @@ def cases(root: Path) -> list[Case]:
 def _case(row: dict[str, str], x: np.ndarray) -> Case:
     signal = (x / 1000).astype(np.float32)  # stored as thousandths
     valid = np.ones(signal.shape, bool)
-    record = Record(signal, 100.0, LEADS, valid, row["ecg_id"], "", "npz", "", warnings=(NOT_MV,))
+    sha256 = hashlib.sha256(x.tobytes()).hexdigest()
+    record = Record(
+        signal, 100.0, LEADS, valid, row["ecg_id"], "", "npz", sha256, warnings=(NOT_MV,)
+    )
     return Case(
         record,
         row["normal"] != "1",

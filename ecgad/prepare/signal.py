@@ -66,6 +66,7 @@ class Prepared:
     starts: np.ndarray  # (w,) first sample of each window
     valid: np.ndarray  # (leads, time) bool, at the preparation's rate
     derived: tuple[str, ...]
+    source: str = ""  # name and checksum of what was read, where the record knows them
 
     @cached_property
     def usable_leads(self) -> int:
@@ -141,7 +142,8 @@ def prepare(record: Record, preparation: Preparation, usable: np.ndarray | None 
     windows = np.stack([signal[:, s : s + preparation.window] for s in starts])
     time = np.arange(signal.shape[1])
     inside = (time >= margin) & (time < len(time) - margin)
-    return Prepared(windows, starts, record.valid & inside, record.derived)
+    source = record.source_sha256 and f"{record.record_id} {record.source_sha256}"
+    return Prepared(windows, starts, record.valid & inside, record.derived, source)
 
 
 def window_starts(length: int, window: int) -> np.ndarray:
