@@ -1,9 +1,5 @@
 """prepare.filters: products of matrices that give what scipy's filters give."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
@@ -20,7 +16,7 @@ def noise(*shape: int, level: float = 0.0) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("up", "down"),
-    [(1, 5), (1, 10), (2, 5), (5, 18), (25, 32), (100, 257), (200, 199), (200, 999), (2, 1)],
+    [(1, 5), (1, 10), (2, 5), (5, 18), (25, 32), (100, 257), (200, 199), (381, 980), (2, 1)],
 )
 @pytest.mark.parametrize("samples", [40, 613, 5000])
 def test_resampling_gives_what_scipy_gives(up, down, samples):
@@ -62,23 +58,3 @@ def test_the_band_is_half_power_at_its_borders_once_and_keeps_no_offset(hz):
     middle = slice(2000, 4000)  # whole periods; twice through the filter halves the amplitude
     found = bandpass(wave + 3, *BAND)[:, middle]
     np.testing.assert_allclose(found, wave[:, middle] / 2, atol=1e-4)
-
-
-def test_one_lead_among_many_has_the_same_bits_on_any_number_of_threads():
-    """A product that OpenBLAS shares out among threads adds up in another order."""
-    script = (
-        "import sys, numpy as np\n"
-        "from ecgad.prepare.filters import bandpass, gaussian, polyphase\n"
-        "x = np.random.default_rng(0).normal(size=(12, 50000)).astype(np.float32)\n"
-        "made = bandpass(x, 2, (0.5, 40.0), 100.0), gaussian(x, 3.0), polyphase(x, 25, 32)\n"
-        "sys.stdout.buffer.write(b''.join(np.ascontiguousarray(m).tobytes() for m in made))"
-    )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", script],
-            env=os.environ | {"OPENBLAS_NUM_THREADS": threads},
-            capture_output=True, check=True,
-        ).stdout
-        for threads in ("1", "2")
-    }  # fmt: skip
-    assert len(found) == 1

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from ecgad.score import (
     Rule,
@@ -190,6 +191,14 @@ def test_smoothing_is_a_gaussian_mean_that_gaps_do_not_pull_down():
     valid = np.ones(map.shape, bool)
     valid[0, 180:220] = False
     np.testing.assert_allclose(smoothen(map, valid, 3)[valid], 2.0, rtol=1e-5)
+
+
+def test_smoothing_goes_along_every_axis_of_an_image_and_along_time_only_of_a_signal():
+    maps = np.random.default_rng(0).random((2, 30, 40)).astype(np.float32)
+    wanted = gaussian_filter(maps, (0, 2, 2))
+    np.testing.assert_allclose(smoothen(maps, np.ones(maps.shape, bool), 2), wanted, atol=1e-6)
+    wanted = gaussian_filter(maps[0], (0, 2))
+    np.testing.assert_allclose(smoothen(maps[0], np.ones((30, 40), bool), 2), wanted, atol=1e-6)
 
 
 def test_a_map_of_one_row_is_judged_where_any_lead_is():

@@ -52,7 +52,7 @@ def bandpass(
     pad = min(signal.shape[1] - 1, round(rate_hz))
     head = 2 * signal[:, :1] - signal[:, pad:0:-1]
     tail = 2 * signal[:, -1:] - signal[:, -2 : -pad - 2 : -1]
-    both_ways = np.concatenate([head, signal, tail], axis=1, dtype=np.float64)
+    both_ways = np.concatenate([head, signal, tail], axis=1)
     for _ in range(2):
         both_ways = _recursive(both_ways, level * both_ways[:, :1], matrix, scan)[:, ::-1]
     return both_ways[:, pad : pad + signal.shape[1]]
