@@ -2,8 +2,8 @@
 
 A filter is linear and the same at all times, so what it makes of a stretch is that stretch times a
 matrix, be it the next few samples at another rate or a block and the state that it leaves behind.
-For the leads of an ECG this is about twice to five times as fast as going from sample to sample,
-and each function gives what scipy's gives.
+For the leads of an ECG this is at least twice as fast as going from sample to sample, and each
+function gives what scipy's gives.
 """
 
 from __future__ import annotations
