@@ -22,7 +22,7 @@ from ecgad import __version__
 from ecgad.bundle import SCHEMA, Bundle, evidence
 from ecgad.calibrate import Calibration
 from ecgad.prepare.signal import Preparation, Prepared, prepare
-from ecgad.recalibrate import calibration_scores, usable
+from ecgad.recalibrate import calibration_scores, fingerprint, usable
 from ecgad.record import LEADS, Record
 from ecgad.score import Rule, features, fit_rule, row_validity, score
 from ecgad.train import Budget, Progress, fit
@@ -259,7 +259,7 @@ def _card(
             "train_records": len(normals.train),
             "held_out_records": len(normals.held_out),
             "calibration_records": len(normals.calibration),
-            "fingerprint": fingerprint(normals),
+            "fingerprint": data_fingerprint(normals),
         },
         "seed": seed,
         "stages": [stage.name for stage in model.stages()],
@@ -279,13 +279,11 @@ def _card(
     return json.loads(json.dumps(card))  # plain lists and numbers, as it will stand in the file
 
 
-def fingerprint(normals: Normals) -> str:
-    """sha256 over what the training, held-out and calibration records were read from, in order.
+def data_fingerprint(normals: Normals) -> str:
+    """Of what the training, held-out and calibration records were read from, in order.
 
-    Not over prepared samples, whose last bits differ between machines; only a record that does not
+    Not of prepared samples, whose last bits differ between machines; only a record that does not
     know what it was read from is taken by those.
     """
-    digest = hashlib.sha256()
-    for prepared in (*normals.train, *normals.held_out, *normals.calibration):
-        digest.update(prepared.source.encode() or prepared.windows.tobytes())
-    return digest.hexdigest()
+    every = (*normals.train, *normals.held_out, *normals.calibration)
+    return fingerprint(p.source or hashlib.sha256(p.windows.tobytes()).hexdigest() for p in every)

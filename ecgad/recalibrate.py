@@ -106,7 +106,7 @@ def calibration_scores(
 
 
 def fingerprint(sources: Iterable[str]) -> str:
-    """sha256 over the checksums of records, in their order."""
+    """sha256 over what records were read from, in their order: a checksum, or with a name."""
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ecgad import load, train
 from ecgad.bundle import CROWD, Bundle, file_sha256, load_detector, write_card
 from ecgad.export import disagreement, export_onnx, run_onnx
-from ecgad.learn import Normals, Pretraining, calibrate, damage_probe, fingerprint, learn
+from ecgad.learn import Normals, Pretraining, calibrate, damage_probe, data_fingerprint, learn
 from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.read import read
 from ecgad.record import LEADS, NOT_ASSESSABLE, Record
@@ -296,7 +296,7 @@ def test_the_fingerprint_is_of_what_was_read_not_of_the_last_bits_it_was_prepare
             Prepared(windows, np.zeros(1), valid, (), sha256 and f"{name} {sha256}")
             for name in names
         ]
-        return fingerprint(Normals(made[:2], made[2:3], made[3:]))
+        return data_fingerprint(Normals(made[:2], made[2:3], made[3:]))
 
     assert of("abcd") == of("abcd", 1e-6)
     assert len({of("abcd"), of("abdc"), of("abc"), of("abcd", sha256="2f")}) == 4

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 # Multiplications in one matrix product, at most: larger ones OpenBLAS shares out among threads, and
-# then the last bits of a score would depend on how many there are.
+# then the last bits of a score could depend on how many there are.
 ALONE = 2**18
 BLOCK = 60  # samples that a recursive filter takes at once, and
 BLOCKS = 20  # how many such blocks: ten seconds at 100 Hz with a second at either end
@@ -33,7 +33,7 @@ def polyphase(signal: np.ndarray, up: int, down: int) -> np.ndarray:
 
 
 def gaussian(signal: np.ndarray, deviation: float) -> np.ndarray:
-    """A Gaussian mean along the last axis of `signal` (..., time), float32; in samples.
+    """A Gaussian mean along the last axis of `signal` (..., time), float32; `deviation` in samples.
 
     As `scipy.ndimage.gaussian_filter1d`: the signal is mirrored at its ends.
     """
