@@ -98,7 +98,7 @@ def score(
     """Score single records and print what was found.
 
     Args:
-        records: The records; a .hea or a signal file beside it.
+        records: The records: a .hea or a signal file beside it, or a file of another format.
     """
     from ecgad import load
     from ecgad.read import find

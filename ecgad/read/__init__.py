@@ -15,23 +15,24 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgad.read import wfdb
+from ecgad.read import clinical, wfdb
 from ecgad.read.wfdb_header import mentioned, parse_header
 from ecgad.record import NotMine, ReadError, Record
 
 __all__ = ["FORMATS", "Annotations", "find", "read", "read_annotations", "read_hours"]
 
-FORMATS = "WFDB (a .hea with its .dat or .mat)"
-_READERS = (wfdb.read,)
+FORMATS = f"WFDB (a .hea with its .dat or .mat), {clinical.FORMATS}"
+_READERS = (wfdb.read, clinical.read)
 _ENDINGS = (".hea", ".dat", ".mat")
 
 
 def read(path: str | Path) -> Record:
     """The record at `path`: signal (leads, time) float32 in mV, as it stands in the file.
 
-    For WFDB, `path` is the header, a signal file, or either without its ending. Raises `ReadError`
-    when there is no such file, when it is of no format read here, or when it is damaged beyond use.
-    Lesser damage (truncated, wrong checksum, no unit) is in the record's `warnings`.
+    For WFDB, `path` is the header, a signal file, or either without its ending. Other formats are
+    one file, and need the extra `formats`. Raises `ReadError` when there is no such file, when it
+    is of no format read here, or when it is damaged beyond use. Lesser damage (truncated, wrong
+    checksum, no unit) is in the record's `warnings`.
     """
     path = Path(path)
     reasons = []
@@ -133,9 +134,11 @@ def _in_list(place: Path) -> Iterator[Path]:
 def _below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        candidates = {f for f in files if f.lower().endswith(_ENDINGS) and f[0] != "."}
+        shown = [f for f in files if f[0] != "."]
+        candidates = {f for f in shown if f.lower().endswith(_ENDINGS)}
         headers = {f for f in candidates if f.endswith(".hea")}
         found = {f for f in candidates if f in headers or f"{f[:-4]}.hea" not in headers}
+        found |= {f for f in shown if f not in candidates and clinical.is_one(parent, f)}
         if len(found) > 1:  # else there is nothing that a header could name
             found -= {f for header in headers for f in _mentioned(Path(parent, header))}
         yield from (Path(parent, f) for f in found)
@@ -163,4 +166,5 @@ def _what_came(path: Path, reasons: list[str]) -> str:
     with path.open("rb") as file:
         start = file.read(8)
     what = f"starts with {start!r} and" if start else "is empty (0 bytes) and"
-    return f"{what} is none of the formats read here, {FORMATS}: {'; '.join(reasons)}"
+    said = "; ".join(filter(None, reasons))
+    return f"{what} is none of the formats read here, {FORMATS}: {said}"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SAME = ("model", "alpha", "shard", "versions", "inputs")  # in runs that share a folder
 BRIEF = ["source_sha256", "score", "p_value", "p_group", "decision", "error"]  # columns
-LIBRARIES = ("numpy", "scipy", "wfdb", "onnxruntime", "pyarrow")
+LIBRARIES = ("numpy", "scipy", "wfdb", "onnxruntime", "pyarrow", "ecgdatakit", "pydicom")
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
@@ -74,8 +74,6 @@ def plan(
     paths: Iterable[str | Path],
 ) -> Manifest:
     """A manifest before anything is scored; `places` were found at `paths`."""
-    from importlib.metadata import version
-
     data, calibration = bundle.card["data"], bundle.calibration.groups
     return {
         "schema": VERSION,
@@ -91,8 +89,7 @@ def plan(
         "alpha": alpha,
         "shard": shard,
         "paths": list(map(str, paths)),
-        "versions": {"ecgad": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in LIBRARIES},
+        "versions": {"ecgad": __version__, "python": platform.python_version()} | _versions(),
         "started": _now(),
         "ended": None,
         "counts": {"in": len(places)},
@@ -100,6 +97,17 @@ def plan(
         "chunk": chunk_size(len(places)),
         "inputs": [{"path": str(place), "bytes": _size(place)} for place in places],
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that are installed; those of the extra `formats` may not be."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def chunk_size(inputs: int) -> int:
@@ -142,8 +150,8 @@ def _change(key: str, there: Any, now: Any) -> str:
         first = f", the first that differs is {differ[0]}" if differ else ""
         return first and f"{len(there)} inputs there, {len(now)} now{first}"
     if key == "versions":
-        names = [name for name in now if now[name] != there.get(name)]
-        return ", ".join(f"{name} {there.get(name)} there, {now[name]} now" for name in names)
+        names = [name for name in now | there if now.get(name) != there.get(name)]
+        return ", ".join(f"{n} {there.get(n, '-')} there, {now.get(n, '-')} now" for n in names)
     return f"{key} {there} there, {now} now" if there != now else ""
 
 
