@@ -6,7 +6,9 @@ off; 2 wrong usage. Results go to stdout; progress and errors, one line each, to
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -93,6 +95,7 @@ def score(
     *,
     model: Model = None,
     alpha: Alpha = 0.05,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
     """Score single records and print what was found.
@@ -113,7 +116,7 @@ def score(
             _print_json(row, indent=None)
         elif result is None:
             _complain(row["error"])
-        else:
+        elif not quiet:
             _print(result_panel(result))
     return OK if scored else NOTHING
 
@@ -173,7 +176,7 @@ def train(
             tell(f"carrying on from {checkpoint}")
         bundle = learn(
             method, records, seed=seed, settings=chosen, device=device,
-            budget=Budget(steps=steps or Budget.steps), checkpoint=checkpoint,
+            budget=Budget(steps=Budget.steps if steps is None else steps), checkpoint=checkpoint,
             report=lambda progress: tell(progress_line(progress)),
         )  # fmt: skip
         bundle.card["id"] = name or method
@@ -321,11 +324,16 @@ def main(tokens: Iterable[str] | None = None) -> None:
     """Runs one command and exits."""
     given = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in given
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign
     try:
         sys.exit(_run([token for token in given if token != "--debug"]))
     except KeyboardInterrupt:
         _complain("stopped; the same command carries on")
         sys.exit(STOPPED)
+    except BrokenPipeError:  # whoever read this has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OK)
     except Exception as error:
         if debug:
             raise

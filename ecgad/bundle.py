@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ecgad import __version__
-from ecgad.calibrate import Calibration, check_alpha, decide
+from ecgad.calibrate import Calibration, check_alpha, decide, group_name
 from ecgad.export import Run, run_onnx
 from ecgad.hours import in_turn, joined_maps, together
 from ecgad.prepare.quality import assess
@@ -156,7 +156,8 @@ class Bundle:
             quality = Quality("reject", (*quality.reasons, reason))
             return Look(record, quality, derived=prepared.derived)
         if prepared.usable_leads < len(self.preparation.leads) and quality.grade == "ok":
-            quality = Quality("limited", (f"{group_name(prepared)} are there",))
+            there = f"{prepared.usable_leads} of {len(self.preparation.leads)} leads are there"
+            quality = Quality("limited", (there,))
         return Look(record, quality, prepared, prepared.derived)
 
     def evidence(self, prepared: Prepared) -> Evidence:
@@ -192,10 +193,15 @@ class Bundle:
         smooth = self.card["smooth_s"] * self.preparation.rate_hz
         return Judgement(
             value,
-            self.calibration.p_value(value, group_name(prepared)),
+            self.calibration.p_value(value, self._group(prepared)),
             lead_scores(map, valid, self.rule),
             relative(map, valid, self.rule, smooth),
         )
+
+    def _group(self, prepared: Prepared) -> str:
+        """That of the lead that is lost, or where a model has none of it, of their number."""
+        group = group_name(prepared.lost, self.preparation.leads)
+        return group if group in self.calibration.groups else group.split(",")[0]
 
     def _judged(self, look: Look, prepared: Prepared, judgement: Judgement, alpha: float) -> Result:
         value, p_value, rows, standing = judgement
@@ -205,7 +211,7 @@ class Bundle:
             record=look.record,
             score=value,
             p_value=p_value,
-            p_group=group_name(prepared),
+            p_group=self._group(prepared),
             decision=decide(p_value, alpha),
             alpha=alpha,
             quality=look.quality,
@@ -255,11 +261,6 @@ def _pieces(run: Run, windows: Sequence[np.ndarray], crowd: int) -> Iterator[Evi
         batch = windows[first : first + crowd]
         for part in [batch] if len(batch) == crowd else [[window] for window in batch]:
             yield from zip(*run(np.stack(part)), strict=True)
-
-
-def group_name(prepared: Prepared) -> str:
-    """The calibration stratum: how many of the model's leads can be judged."""
-    return f"{prepared.usable_leads} of {len(prepared.valid)} leads"
 
 
 def load(path: str | Path | None = None, *, runtime: str = "onnx", device: str = "cpu") -> Bundle:
@@ -389,6 +390,6 @@ def _copy(source: Path, folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*_FILES, "README.md"):
-        if (source / name).exists():
+        if (source / name).exists() and not folder.samefile(source):
             shutil.copy2(source / name, folder / name)
     return folder

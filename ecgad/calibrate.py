@@ -79,6 +79,16 @@ class Calibration:
         return self.groups[group]
 
 
+def group_name(lost: Sequence[int], leads: Sequence[str]) -> str:
+    """The group of records in which the `lost` ones of a model's `leads` cannot be judged.
+
+    By their number, and by the lead where it is one: normals without V1 score lower than normals
+    without aVR, and a site loses the same lead again and again.
+    """
+    number = f"{len(leads) - len(lost)} of {len(leads)} leads"
+    return f"{number}, without {leads[lost[0]]}" if len(lost) == 1 else number
+
+
 def decide(p_value: float | None, alpha: float) -> str:
     """`FLAGGED` when p <= alpha, `NOT_ASSESSABLE` when there is no p (None or NaN)."""
     _check_share("alpha", alpha)

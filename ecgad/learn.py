@@ -74,6 +74,8 @@ def train(
     p-value is below 0.2.
     """
     preparation = preparation or Preparation()
+    if method == "mmae":  # 0.1 s; its own default is for 4800 samples
+        settings = {"segment": (round(0.1 * preparation.rate_hz),)} | dict(settings or {})
     records = list(records)
     kept = [(r, p) for r in records if (p := usable(r, preparation)) is not None]
     if len(kept) < 20:
@@ -182,22 +184,24 @@ def calibrate(
 
 def damage_probe(
     records: Sequence[Record], preparation: Preparation, seed: int = 0
-) -> Callable[..., float]:
+) -> Callable[..., float] | None:
     """A function that gives a model's AUROC of held-out normals against damaged copies of them.
 
     It goes by the map's mean, or by a rule where one is given. The damage is drawn once, one kind
-    of `edits.DAMAGE` a record in turn; no label is used.
+    of `edits.DAMAGE` a record in turn; no label is used. None where no record has all twelve leads.
     """
     from ecgad.parts.synthesis.edits import DAMAGE, damage
 
     rng = np.random.default_rng(seed)
     clean, damaged = [], []
-    for number, record in enumerate(r for r in records if r.leads[:12] == LEADS):
+    for number, record in enumerate(_twelve(r) for r in records if set(LEADS) <= set(r.leads)):
         kind = list(DAMAGE)[number % len(DAMAGE)]
-        changed, _ = damage(record.signal[:12], record.rate_hz, kind, rng)
-        altered = replace(record, signal=changed, valid=record.valid[:12], leads=LEADS)
+        changed, _ = damage(record.signal, record.rate_hz, kind, rng)
+        altered = replace(record, signal=changed)
         for into, one in ((clean, record), (damaged, altered)):
             into.append(prepare(one, preparation).windows[0])
+    if not clean:
+        return None
 
     def probe(model: Detector, rule: Rule | None = None) -> float:
         from sklearn.metrics import roc_auc_score
@@ -209,6 +213,12 @@ def damage_probe(
         return float(roc_auc_score([0] * len(clean) + [1] * len(damaged), scores))
 
     return probe
+
+
+def _twelve(record: Record) -> Record:
+    """In the order that `damage` knows."""
+    rows = [record.leads.index(lead) for lead in LEADS]
+    return replace(record, signal=record.signal[rows], valid=record.valid[rows], leads=LEADS)
 
 
 def _window_score(run: Run, x: np.ndarray, whole: tuple[str, ...], rule: Rule | None) -> float:

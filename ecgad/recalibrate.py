@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgad.bundle import Bundle, evidence, group_name
-from ecgad.calibrate import Calibration
+from ecgad.bundle import Bundle, evidence
+from ecgad.calibrate import Calibration, group_name
 from ecgad.export import Run
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, Prepared, prepare
@@ -89,19 +89,22 @@ def calibration_scores(
     rule: Rule,
     seed: int,
 ) -> dict[str, list[float]]:
-    """The scores of `normals` by number of usable leads.
+    """The scores of `normals` by `group_name`.
 
-    For "11 of 12 leads" and so on, the records are scored again with that many leads, drawn by
-    chance for each record, blanked.
+    For groups without a lead the records are scored again without it; for those of "10 of 12 leads"
+    and so on, with that many leads, drawn by chance for each record.
     """
-    rng = np.random.default_rng((seed, 1))
+    rng, n = np.random.default_rng((seed, 1)), len(preparation.leads)
     groups: dict[str, list[float]] = {}
-    for missing in range(len(preparation.leads) - preparation.min_leads + 1):
+    for missing in range(n - preparation.min_leads + 1):
         for prepared in normals:
-            blanked = _blank(prepared, missing, rng)
-            map, w = evidence(run, blanked)
-            row = features(map, row_validity(blanked.valid, len(map)), w, whole)
-            groups.setdefault(group_name(blanked), []).append(score(row, rule))
+            drawn = rng.permutation(n)[:missing].tolist()
+            for rows in [[i] for i in range(n)] if missing == 1 else [drawn]:
+                blanked = _blank(prepared, rows)
+                map, w = evidence(run, blanked)
+                row = features(map, row_validity(blanked.valid, len(map)), w, whole)
+                group = group_name(rows, preparation.leads)
+                groups.setdefault(group, []).append(score(row, rule))
     return groups
 
 
@@ -110,9 +113,8 @@ def fingerprint(sources: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sources).encode()).hexdigest()
 
 
-def _blank(prepared: Prepared, missing: int, rng: np.random.Generator) -> Prepared:
-    """`missing` leads of a prepared record as if they had not been recorded."""
-    rows = rng.choice(len(prepared.valid), missing, replace=False)
+def _blank(prepared: Prepared, rows: Sequence[int]) -> Prepared:
+    """A prepared record as if the leads in `rows` had not been recorded."""
     windows, valid = prepared.windows.copy(), prepared.valid.copy()
     windows[:, rows], valid[rows] = 0, False
     return replace(prepared, windows=windows, valid=valid)

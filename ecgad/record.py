@@ -63,7 +63,8 @@ class NotMine(ReadError):
 class Record:
     """One recording as it stands in its file, in mV.
 
-    Raises `ValueError` when shapes disagree, a lead stands twice, or the rate is not positive.
+    Raises `ValueError` when shapes disagree, `valid` is not bool, a lead stands twice, or the rate
+    is not a positive number.
     """
 
     signal: np.ndarray  # (leads, time) float32, mV; 0 where not valid
@@ -83,10 +84,14 @@ class Record:
             raise ValueError(f"signal {self.signal.shape} does not fit {len(self.leads)} leads")
         if self.valid.shape != self.signal.shape:
             raise ValueError(f"valid {self.valid.shape} does not fit signal {self.signal.shape}")
+        if self.valid.dtype != bool:
+            raise ValueError(f"valid is of {self.valid.dtype}; bool is needed, True for a sample")
         if len(set(self.leads)) != len(self.leads):
             raise ValueError(f"a lead stands twice in {self.leads}")
-        if not self.rate_hz > 0:
+        if not 0 < self.rate_hz < math.inf:
             raise ValueError(f"rate_hz is {self.rate_hz}; a positive number of samples a second")
+        object.__setattr__(self, "rate_hz", float(self.rate_hz))  # also where numpy counted it
+        object.__setattr__(self, "record_id", str(self.record_id))
 
     @property
     def duration_s(self) -> float:

@@ -8,10 +8,12 @@ from the seed alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,12 @@ class Budget:
     weight_decay: float = 0.05  # on matrices only
     warm_up: float = 0.05  # share of a stage's steps
     hold: float = 0.0  # share of a stage's steps before the rate begins to fall
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch < 1:
+            raise ValueError(
+                f"{self.steps} steps of {self.batch} records; at least 0, of 1 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,8 @@ def fit(
 
     `settle=False` is for a model that goes on learning of other normals: it `foresee`s instead.
     `probe`, called every `probe_every` steps, measures the model without labels (damage AUROC).
-    Raises `ValueError` for an empty or wrongly shaped `x`, and `FloatingPointError` when the loss
-    is no longer finite.
+    Raises `ValueError` for an empty or wrongly shaped `x`, or a checkpoint of another training, and
+    `FloatingPointError` when the loss is no longer finite.
     """
     import torch
 
@@ -75,7 +83,8 @@ def fit(
     if len(x) == 0 or x.shape[1:] != model.shape:
         raise ValueError(f"training data of shape {x.shape}; needed (n > 0, {model.shape})")
     model.to(device).train()
-    done = _resume(model, checkpoint, device)
+    training = _identity(model, x, seed, budget) if checkpoint else ""
+    done = _resume(model, checkpoint, device, training)
     with torch.random.fork_rng():
         if done is None:
             torch.manual_seed(seed)
@@ -84,7 +93,7 @@ def fit(
             if done is not None and number < done["stage"]:
                 continue
             state = done if done is not None and number == done["stage"] else None
-            run = _StageRun(model, stage, number, x, seed, budget, device, checkpoint)
+            run = _StageRun(model, stage, number, x, seed, budget, device, checkpoint, training)
             run.train(state, report, report_every, probe, probe_every)
             done = None
         model.eval()
@@ -100,12 +109,13 @@ class _StageRun:
 
     def __init__(
         self, model: Detector, stage: Stage, number: int, x: np.ndarray, seed: int,
-        budget: Budget, device: str, checkpoint: Path | None,
+        budget: Budget, device: str, checkpoint: Path | None, training: str,
     ) -> None:  # fmt: skip
         import torch
 
         self.model, self.stage, self.number, self.x = model, stage, number, x
         self.seed, self.budget, self.device, self.checkpoint = seed, budget, device, checkpoint
+        self.training = training
         self.steps = max(round(budget.steps * stage.share), 1)
         self.optimizer = torch.optim.AdamW(
             _decay_groups(stage.parameters, budget.weight_decay), lr=budget.lr, betas=(0.9, 0.95)
@@ -162,19 +172,33 @@ class _StageRun:
 
         state = {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "stage": self.number, "step": step,
+            "stage": self.number, "step": step, "training": self.training,
         }  # fmt: skip
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
         part.replace(self.checkpoint)
 
 
-def _resume(model: Detector, checkpoint: Path | None, device: str) -> dict | None:
+def _identity(model: Detector, x: np.ndarray, seed: int, budget: Budget) -> str:
+    """A digest of all that the weights at the end depend on."""
+    config = repr(getattr(model, "config", None))
+    said = json.dumps([type(model).__module__, config, asdict(budget), seed])
+    digest = hashlib.sha256(said.encode())
+    digest.update(np.ascontiguousarray(x).data)
+    return digest.hexdigest()
+
+
+def _resume(model: Detector, checkpoint: Path | None, device: str, training: str) -> dict | None:
     if checkpoint is None or not checkpoint.exists():
         return None
     import torch
 
     state = torch.load(checkpoint, map_location=device, weights_only=True)
+    if state.get("training") != training:
+        raise ValueError(
+            f"{checkpoint} is of another training: of other records, settings, seed or length; "
+            "delete it to begin anew, or take another folder"
+        )
     model.load_state_dict(state["model"])
     return state
 

@@ -24,11 +24,11 @@ def polyphase(signal: np.ndarray, up: int, down: int) -> np.ndarray:
 
     As `scipy.signal.resample_poly` with its own filter and the signal mirrored at its ends.
     """
-    matrix, before, step = _polyphase_matrix(up, down)
-    if matrix.size > ALONE // 2:
+    if up * down > ALONE // 2 or (matrix := _polyphase_matrix(up, down))[0].size > ALONE // 2:
         from scipy.signal import resample_poly
 
         return resample_poly(signal, up, down, axis=1, padtype="symmetric").astype(np.float32)
+    matrix, before, step = matrix
     return _products(signal, matrix, before, step, -(-signal.shape[1] * up // down))
 
 

@@ -68,10 +68,15 @@ class Prepared:
     derived: tuple[str, ...]
     source: str = ""  # name and checksum of what was read, where the record knows them
 
-    @cached_property
+    @property
     def usable_leads(self) -> int:
         """Leads of which at least half can be judged."""
-        return sum(2 * int(np.count_nonzero(lead)) >= len(lead) for lead in self.valid)
+        return len(self.valid) - len(self.lost)
+
+    @cached_property
+    def lost(self) -> tuple[int, ...]:
+        """The rows of the other leads."""
+        return tuple(i for i, lead in enumerate(self.valid) if _is_lost(lead))
 
 
 def derive(record: Record) -> Record:
@@ -91,11 +96,27 @@ def derive(record: Record) -> Record:
     )
 
 
+def _is_lost(valid: np.ndarray) -> bool:
+    return 2 * int(np.count_nonzero(valid)) < len(valid)
+
+
+def _without_lost(record: Record) -> Record:
+    """Leaves out III, aVR, aVL and aVF where they are lost, so that `derive` makes them anew."""
+    pairs = list(zip(record.leads, record.valid, strict=True))
+    kept = [i for i, (lead, ok) in enumerate(pairs) if lead not in _FROM_I_II or not _is_lost(ok)]
+    if len(kept) == len(pairs) or not {"I", "II"} <= set(record.leads):
+        return record
+    leads = tuple(record.leads[i] for i in kept)
+    return replace(record, signal=record.signal[kept], valid=record.valid[kept], leads=leads)
+
+
 def resample(record: Record, rate_hz: float) -> Record:
     """To another rate by a polyphase filter; the Record then says what it was resampled from."""
     if record.rate_hz == rate_hz:
         return record
-    ratio = _ratio(rate_hz / record.rate_hz)
+    ratio = _ratio(rate_hz / record.rate_hz, record.signal.shape[1])
+    if ratio == 1:
+        return replace(record, rate_hz=rate_hz, resampled_from=record.rate_hz)
     signal = polyphase(record.signal, ratio.numerator, ratio.denominator)
     return replace(
         record,
@@ -107,8 +128,12 @@ def resample(record: Record, rate_hz: float) -> Record:
 
 
 @lru_cache
-def _ratio(rates: float) -> Fraction:
-    return Fraction(rates).limit_denominator(1000)
+def _ratio(rates: float, samples: int) -> Fraction:
+    """A fraction so near to `rates` that `samples` end less than half a sample from their place."""
+    ratio = Fraction(rates).limit_denominator(1000)
+    if abs(float(ratio) - rates) * samples < 0.5:
+        return ratio
+    return Fraction(rates).limit_denominator(100_000)
 
 
 def _valid_at(valid: np.ndarray, source: np.ndarray) -> np.ndarray:
@@ -132,7 +157,7 @@ def prepare(record: Record, preparation: Preparation, usable: np.ndarray | None 
         least = preparation.window_s + 2 * preparation.margin_s
         raise ValueError(f"{record.duration_s:.1f} s long; the model needs at least {least:g} s")
     keep = record.valid if usable is None else record.valid & usable
-    record = replace(record, signal=_bridge(record.signal, keep), valid=keep)
+    record = _without_lost(replace(record, signal=_bridge(record.signal, keep), valid=keep))
     record = _select(resample(derive(record), preparation.rate_hz), preparation.leads)
     band = preparation.order, preparation.band_hz, preparation.rate_hz
     filtered = bandpass(record.signal, *band).astype(np.float32)

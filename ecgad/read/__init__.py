@@ -8,6 +8,7 @@ read_annotations(path)  marks beside a record
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from ecgad.read import clinical, wfdb
 from ecgad.read.wfdb_header import mentioned, parse_header
 from ecgad.record import NotMine, ReadError, Record
 
-__all__ = ["FORMATS", "Annotations", "find", "read", "read_annotations", "read_hours"]
+__all__ = ["FORMATS", "PASSING", "Annotations", "find", "read", "read_annotations", "read_hours"]
 
 FORMATS = f"WFDB (a .hea with its .dat or .mat), {clinical.FORMATS}"
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # none of a file's
 _READERS = (wfdb.read, clinical.read)
 _ENDINGS = (".hea", ".dat", ".mat")
 
@@ -31,7 +33,8 @@ def read(path: str | Path) -> Record:
 
     For WFDB, `path` is the header, a signal file, or either without its ending. Other formats are
     one file, and need the extra `formats`. Raises `ReadError` when there is no such file, when it
-    is of no format read here, or when it is damaged beyond use. Lesser damage (truncated, wrong
+    is of no format read here, or when it is damaged beyond use; `OSError` when it is the machine
+    that lacks something (`PASSING`: space, open files, memory). Lesser damage (truncated, wrong
     checksum, no unit) is in the record's `warnings`.
     """
     path = Path(path)
@@ -42,6 +45,8 @@ def read(path: str | Path) -> Record:
         except NotMine as error:
             reasons.append(str(error))
         except OSError as error:
+            if error.errno in PASSING:
+                raise
             raise ReadError(f"{path}: cannot be opened: {error.strerror}") from error
     raise ReadError(f"{path}: {_what_came(path, reasons)}")
 
@@ -58,6 +63,8 @@ def read_hours(path: str | Path) -> Iterator[Record]:
     except NotMine:
         yield from read(path).hours()
     except OSError as error:
+        if error.errno in PASSING:
+            raise
         raise ReadError(f"{path}: cannot be opened: {error.strerror}") from error
 
 
@@ -91,9 +98,10 @@ def read_annotations(path: str | Path, extension: str = "atr") -> Annotations:
 def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """The record files at `paths`, sorted, each record once.
 
-    A path is a record, a folder (searched recursively, dot files left out) or a list: a .txt file,
-    or any file as `@file`, with a path a line; blank lines and those that start with # are skipped.
-    A line is looked up from the working folder first, then from the list's own.
+    A path is a record, a folder (searched with all below it, also behind links; dot files left
+    out) or a list: a .txt file, or any file as `@file`, with a path a line; blank lines and those
+    that start with # are skipped. A line is looked up from the working folder first, then from the
+    list's own.
 
     A header stands for its signal files and, in a multi-segment record, for its segments. A file
     that is no readable record but was meant to be one (an empty header, a signal file without
@@ -126,22 +134,39 @@ def _in_list(place: Path) -> Iterator[Path]:
     for line in map(str.strip, text.splitlines()):
         if not line or line.startswith("#"):
             continue
-        near = (p for p in (Path(line), place.parent / line) if _header_or_self(p).exists())
-        path = next(near, Path(line))
-        yield from _below(path) if path.is_dir() else [_header_or_self(path)]
+        try:
+            near = (p for p in (Path(line), place.parent / line) if _header_or_self(p).exists())
+            path = next(near, Path(line))
+            found = _below(path) if path.is_dir() else [_header_or_self(path)]
+        except (OSError, ValueError):  # not allowed there, or no name of a file: `read` will say so
+            found = [Path(line)]
+        yield from found
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        shown = [f for f in files if f[0] != "."]
-        candidates = {f for f in shown if f.lower().endswith(_ENDINGS)}
-        headers = {f for f in candidates if f.endswith(".hea")}
-        found = {f for f in candidates if f in headers or f"{f[:-4]}.hea" not in headers}
-        found |= {f for f in shown if f not in candidates and clinical.is_one(parent, f)}
-        if len(found) > 1:  # else there is nothing that a header could name
-            found -= {f for header in headers for f in _mentioned(Path(parent, header))}
-        yield from (Path(parent, f) for f in found)
+    """Each folder once, also behind links; those that cannot be searched are found themselves."""
+    barred, seen = list[Path](), set[str]()
+    every = os.walk(folder, onerror=lambda e: barred.append(Path(e.filename)), followlinks=True)
+    for parent, folders, files in every:
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in _records_among(parent, files))
+    yield from barred
+
+
+def _records_among(parent: str, files: list[str]) -> set[str]:
+    shown = [f for f in files if f[0] != "."]
+    candidates = {f for f in shown if f.lower().endswith(_ENDINGS)}
+    headers = {f for f in candidates if f.lower().endswith(".hea")}
+    stems = {f[:-4] for f in headers}
+    found = {f for f in candidates if f in headers or f[:-4] not in stems}
+    found |= {f for f in shown if f not in candidates and clinical.is_one(parent, f)}
+    if len(found) > 1:  # else there is nothing that a header could name
+        found -= {f for header in headers for f in _mentioned(Path(parent, header))}
+    return found
 
 
 def _mentioned(header: Path) -> set[str]:
@@ -159,6 +184,8 @@ def _header_or_self(place: Path) -> Path:
 
 
 def _what_came(path: Path, reasons: list[str]) -> str:
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        return "is a folder that may not be searched"
     if path.is_dir():
         return "is a folder, not a record; `ecgad.read.find` lists the records below it"
     if not path.exists():

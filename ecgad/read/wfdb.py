@@ -76,8 +76,8 @@ def header_of(path: Path) -> Path:
         if not path.is_file():
             raise NotMine("no such file")
         return path
-    beside = [path.with_suffix(".hea")] if path.suffix else []
-    beside += [Path(f"{path}.hea")]
+    beside = [path.with_suffix(end) for end in (".hea", ".HEA")] if path.suffix else []
+    beside.insert(0 if not path.is_file() else len(beside), Path(f"{path}.hea"))
     if not (place := next((p for p in beside if p.is_file()), None)):
         raise NotMine(f"a signal file needs its header {beside[0].name} beside it")
     if path.is_file() and path.name not in mentioned(place.read_bytes()):

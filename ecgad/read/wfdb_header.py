@@ -22,7 +22,7 @@ _FORMATS = {*BYTES, "508", "516", "524"}  # the last three are FLAC
 _SIGNAL = re.compile(r"(\S+)\s+(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?(?:\s+(.*))?$")
 _GAIN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\(([-+]?\d+)\))?(?:/(\S+))?$")
 _LINE = "a record line (name, signals, rate, samples: 100 12 500 5000)"
-_RATE = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_RATE = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\d.,])")  # 500,5 is none
 
 
 class Channel(NamedTuple):

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from ecgad.bundle import CROWD, Bundle, load
 from ecgad.calibrate import check_alpha
-from ecgad.read import FORMATS, find, read_hours
+from ecgad.read import FORMATS, PASSING, find, read_hours
 from ecgad.record import ReadError, Record, Result
 from ecgad.screen import folder, site
 from ecgad.screen.progress import Progress
@@ -88,7 +88,8 @@ def screen(
     if recalibrate is None:
         check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    places = take_shard(find(paths), shard)
+    every = find(paths)
+    places = take_shard(every, shard)
     if not places:
         of = f"shard {shard} of " if shard else ""
         raise NothingToScore(f"no record in {of}{_names(paths)}; read are: {FORMATS}")
@@ -99,20 +100,24 @@ def screen(
         with site.settled(bundle, out, recalibrate, quiet) as place:
             bundle = load(place)
             check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
-            planned = folder.plan(places, bundle, alpha, shard, command, paths)
-            del places  # 0.3 GB of a million
+            planned = folder.plan(places, bundle, alpha, shard, command, paths, every)
+            del places, every  # 0.3 GB of a million
             manifest = folder.begin(out, planned)
+        before = manifest["ended"]
         _score_parts(out, manifest, home, runner, quiet)
         table = folder.finish(out, manifest, bundle.card)
         top = folder.rows(out, manifest, strangest(table, max(TOP, LISTED)))
         _draw(out, top[:TOP], home, alpha, workers or _cores(), quiet)
     if not quiet:
-        _tell(manifest)
+        _tell(manifest, before)
     return pa.Table.from_pylist(top, schema=schema()) if only_top else folder.read_table(out)
 
 
-def _tell(manifest: folder.Manifest) -> None:
-    """What must be known of the rows as a whole."""
+def _tell(manifest: folder.Manifest, before: str | None) -> None:
+    """What must be known of the rows as a whole; `before` is when they were all there already."""
+    if before:
+        again = "no file was read again: take another -o for files that changed since"
+        print(f"finished on {before}; {again}", file=sys.stderr)
     if manifest.get("since"):
         print(f"changed since this screening began: {manifest['since']}", file=sys.stderr)
     if manifest["recalibrated"]:
@@ -170,6 +175,10 @@ def _score_crowd(paths: Sequence[str], bundle: Bundle, alpha: float) -> list[Row
 
 
 def _failure(path: str, error: Exception, bundle: Bundle) -> Row:
+    """Of trouble that passes, and is none of the file's, raises `OSError` instead."""
+    if isinstance(error, OSError) and error.errno in PASSING:
+        what = f"{error.strerror}; mend that, and the same command carries on"
+        raise OSError(error.errno, what, error.filename or path)
     if isinstance(error, ReadError):
         return failed_row(path, str(error), bundle)
     what = f"{path}: {type(error).__name__}: {error}; not foreseen: report it with this file"

@@ -16,7 +16,7 @@ import io
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,13 +25,14 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from ecgad import __version__
 from ecgad.bundle import CROWD, Bundle
 from ecgad.drift import drift, words
+from ecgad.recalibrate import fingerprint
 from ecgad.screen.rows import VERSION, Row, counts, schema
 from ecgad.screen.site import compare
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SAME = ("model", "alpha", "shard", "versions", "inputs")  # in runs that share a folder
+SAME = ("model", "alpha", "shard", "versions", "from", "inputs")  # in runs that share a folder
 BRIEF = ["source_sha256", "score", "p_value", "p_group", "decision", "error"]  # columns
 LIBRARIES = ("numpy", "scipy", "wfdb", "onnxruntime", "pyarrow", "ecgdatakit", "pydicom")
 
@@ -71,9 +72,11 @@ def plan(
     alpha: float,
     shard: str | None,
     command: str,
-    paths: Iterable[str | Path],
+    paths: Sequence[str | Path],
+    every: Sequence[Path],
 ) -> Manifest:
-    """A manifest before anything is scored; `places` were found at `paths`."""
+    """A manifest before anything is scored; `places` is the shard of `every` that `paths` lead to,
+    from the working folder where they are relative."""
     data, calibration = bundle.card["data"], bundle.calibration.groups
     return {
         "schema": VERSION,
@@ -89,6 +92,8 @@ def plan(
         "alpha": alpha,
         "shard": shard,
         "paths": list(map(str, paths)),
+        "from": None if all(Path(path).is_absolute() for path in paths) else str(Path.cwd()),
+        "found": {"inputs": len(every), "sha256": fingerprint(map(str, every))},  # by all shards
         "versions": {"ecgad": __version__, "python": platform.python_version()} | _versions(),
         "started": _now(),
         "ended": None,
@@ -128,7 +133,7 @@ def begin(out: Path, planned: Manifest) -> Manifest:
         write_manifest(out, planned)
         return planned
     there = read_manifest(out)
-    changes = {key: _change(key, there[key], planned[key]) for key in SAME}
+    changes = {key: _change(key, there.get(key), planned[key]) for key in SAME}
     unfinished = there["ended"] is None and there["paths"] == planned["paths"]
     if unfinished and not any(changes[key] for key in SAME if key != "inputs"):
         there["since"] = changes.pop("inputs") or there.get("since")
@@ -252,7 +257,8 @@ def _read(place: Path) -> pa.Table:
 
 
 def _as_text(value: Any) -> Any:
-    return _JSON.encode(value) if isinstance(value, list) else value
+    value = _JSON.encode(value) if isinstance(value, list) else value
+    return value.replace("\r", "\\r") if isinstance(value, str) else value  # csv ends a line at it
 
 
 def read_manifest(out: Path) -> Manifest:
@@ -264,9 +270,10 @@ def write_manifest(out: Path, manifest: Manifest) -> None:
     rest = {key: value for key, value in manifest.items() if key != "inputs"}
     head = json.dumps(rest, indent=1, ensure_ascii=False).removesuffix("\n}")
     with whole(out / "manifest.json") as file:
-        file.write(f'{head},\n "inputs": ['.encode())
+        file.write(f'{head},\n "inputs": ['.encode(errors="backslashreplace"))
         for number, entry in enumerate(manifest["inputs"]):
-            file.write(f"{',' * (number > 0)}\n  {_JSON.encode(entry)}".encode())
+            line = f"{',' * (number > 0)}\n  {_JSON.encode(entry)}"
+            file.write(line.encode(errors="backslashreplace"))  # a name of other bytes than UTF-8
         file.write(b"\n ]\n}\n")
 
 
@@ -300,7 +307,7 @@ def _keep_names(folder: Path) -> None:
 def _size(place: Path) -> int | None:
     try:
         return place.stat().st_size
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

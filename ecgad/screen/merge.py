@@ -13,7 +13,7 @@ from ecgad.report.html import TOP, page_file, write_report
 from ecgad.screen import folder
 from ecgad.screen.rows import Row, strangest
 
-ALIKE = ("schema", "model", "alpha", "paths", "versions")  # in all shards
+ALIKE = ("schema", "model", "alpha", "paths", "found", "versions")  # in all shards
 
 
 def merge(shards: list[Path], out: Path) -> tuple[dict[str, int], list[Row]]:
@@ -27,7 +27,7 @@ def merge(shards: list[Path], out: Path) -> tuple[dict[str, int], list[Row]]:
     found = _in_order(shards)
     manifests = [manifest for _, manifest in found]
     with folder.locked(out):
-        if (out / "manifest.json").exists():
+        if (out / "manifest.json").exists() or any(out.glob("part-*.parquet")):
             raise ValueError(f"{out} holds a screening already: take another -o")
         inputs = _interleaved([manifest["inputs"] for manifest in manifests])
         manifest = manifests[0] | {
@@ -71,11 +71,12 @@ def _in_order(shards: list[Path]) -> list[tuple[Path, folder.Manifest]]:
 def _check(manifests: list[folder.Manifest]) -> None:
     """Whether these are all shards of one screening."""
     for key in ALIKE:
-        if len({json.dumps(manifest[key], sort_keys=True) for manifest in manifests}) > 1:
+        if len({json.dumps(manifest.get(key), sort_keys=True) for manifest in manifests}) > 1:
             raise ValueError(f"these shards are not of one screening: their {key} differ")
     n = int(manifests[0]["shard"].split("/")[1]) if manifests else 1
+    most = min(n, manifests[0]["found"]["inputs"]) if manifests else 1  # others hold nothing
     names = {manifest["shard"] for manifest in manifests}
-    if missing := [name for i in range(n) if (name := f"{i + 1}/{n}") not in names]:
+    if missing := [name for i in range(most) if (name := f"{i + 1}/{n}") not in names]:
         raise ValueError(f"shards that are missing: {', '.join(missing[:5])}")
     if len(names) > n:
         raise ValueError(f"shards of several divisions: {', '.join(sorted(names)[:5])}")

@@ -43,8 +43,8 @@ def schema() -> pa.Schema:
 def result_row(result: Result, path: str) -> Row:
     record = result.record
     return {
-        "record_id": record.record_id,
-        "path": path,
+        "record_id": utf8(record.record_id),
+        "path": utf8(path),
         "source_sha256": record.source_sha256,
         "format": record.format,
         "rate_hz": record.rate_hz,
@@ -69,8 +69,8 @@ def result_row(result: Result, path: str) -> Row:
 def failed_row(path: str, error: str, bundle: Bundle) -> Row:
     """`error` in one line: what came, what is wrong, what would do."""
     return dict.fromkeys(schema().names) | {
-        "record_id": Path(path).stem,
-        "path": path,
+        "record_id": utf8(Path(path).stem),
+        "path": utf8(path),
         "leads_present": [],
         "leads_derived": [],
         "quality": "reject",
@@ -81,8 +81,13 @@ def failed_row(path: str, error: str, bundle: Bundle) -> Row:
         "model_id": bundle.id,
         "model_sha256": bundle.sha256,
         "ecgad_version": __version__,
-        "error": " ".join(error.split()),
+        "error": utf8(" ".join(error.split())),
     }
+
+
+def utf8(text: str) -> str:
+    """With what UTF-8 cannot hold, as in the name of a file from another system, as \\udcfc."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def counts(table: pa.Table) -> dict[str, int]:

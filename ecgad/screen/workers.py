@@ -112,12 +112,15 @@ class _Worker:
         self.pipe.send(self.chunk)
 
     def take(self) -> Done | None:
-        """None when the process died over its chunk."""
+        """None when the process died over its chunk. Raises what its function raised."""
         try:
-            return self.pipe.recv()
+            done = self.pipe.recv()
         except (EOFError, ConnectionError):
             self.process.join()
             return None
+        if isinstance(done, OSError):
+            raise done
+        return done
 
     def stop(self) -> None:
         self.process.kill()  # it holds nothing that could be left half done
@@ -142,7 +145,12 @@ def _serve(pipe: Connection, make: Make) -> None:
     try:
         pipe.send("ready")
         while True:
-            pipe.send(_run(work, *pipe.recv()))
+            number, items = pipe.recv()
+            try:
+                done = _run(work, number, items)
+            except OSError as error:  # such as a full disk
+                done = error
+            pipe.send(done)
     except (EOFError, ConnectionError):
         return
 
