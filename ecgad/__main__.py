@@ -18,11 +18,9 @@ from ecgad import __version__
 
 OK, NOTHING, USAGE, STOPPED = 0, 1, 2, 130
 WRONG_USE = (ValueError, TypeError, CycloptsError)
-TRAIN = ("torch", "fvcore", "einops", "onnx", "onnxscript")  # what ecgad[train] brings
-EXTRAS = dict.fromkeys(TRAIN, "training, export and flops need {}: pip install 'ecgad[train]'")
-EXTRAS |= dict.fromkeys(
-    ("starlette", "uvicorn"), "the review page needs {}: pip install 'ecgad[review]'"
-)
+EXTRA: dict[str, str] = dict.fromkeys(("torch", "fvcore", "einops", "onnx", "onnxscript"), "train")
+EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a package
+NEEDS = {"train": "training, export and flops need", "review": "the review page needs"}
 
 app = App(
     name="ecgad",
@@ -368,9 +366,9 @@ def _exit_code(error: Exception) -> int:
 
 
 def _in_words(error: Exception) -> str:
-    missing = str(getattr(error, "name", "")).split(".")[0]
-    if isinstance(error, ModuleNotFoundError) and missing in EXTRAS:
-        return EXTRAS[missing].format(error.name)
+    package = str(getattr(error, "name", "")).split(".")[0]
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRA.get(package)):
+        return f"{NEEDS[extra]} {package}: pip install 'ecgad[{extra}]'"
     if isinstance(error, WRONG_USE):
         return str(error)
     return f"{type(error).__name__}: {error} (--debug shows where)"

@@ -40,7 +40,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ecgad.bundle import SHIPPED, Bundle, load
 from ecgad.read import read_hours
 from ecgad.record import Result
-from ecgad.report import DISCLAIMER
+from ecgad.report import number
 from ecgad.report.html import manifest_head
 from ecgad.report.page import page_html
 from ecgad.report.ranking import Ranking
@@ -50,7 +50,8 @@ LISTED = 100  # records in the list at a time
 NOTE = 2000  # characters of the longest note
 IN_LIST = ("record_id", "path", "score", "p_value", "decision", "quality")
 IN_VERDICT = ("record_id", "path", "source_sha256")
-ON_PAGE = (*IN_VERDICT, "score", "quality_reasons", "error")
+ON_PAGE = (*IN_VERDICT, "score", "error")
+NOTHING = ("", "")  # said of a record: no verdict, no note
 NAMES = ["127.0.0.1", "localhost"]  # of this machine, in an address
 
 
@@ -80,8 +81,9 @@ class Review:
 
     def say(self, n: int, verdict: str, note: str) -> None:
         """Keeps what is said of row `n`; "" takes a verdict back."""
-        self.before.append((n, self.said.get(n, ("", ""))))
+        before = n, self.said.get(n, NOTHING)
         self._keep(n, verdict, note)
+        self.before.append(before)
 
     def undo(self) -> int | None:
         """Says again what was said before the last `say`; the row that this was of."""
@@ -102,7 +104,7 @@ class Review:
 
     def state(self, n: int | None) -> dict[str, Any]:
         """What is said of row `n`, where it is listed, and how many have a verdict in each list."""
-        verdict, note = self.said.get(-1 if n is None else n, ("", ""))
+        verdict, note = NOTHING if n is None else self.said.get(n, NOTHING)
         view = next((name for name, order in self.ranking.views.items() if n in order), "")
         return {"n": n, "verdict": verdict, "note": note, "view": view, "reviewed": self.reviewed()}
 
@@ -117,7 +119,7 @@ class Review:
         start = at - at % LISTED
         rows = self.ranking.rows(order[start : start + LISTED], IN_LIST)
         for row in rows:
-            row["verdict"], row["note"] = self.said.get(row["n"], ("", ""))
+            row["verdict"], row["note"] = self.said.get(row["n"], NOTHING)
         return {
             "view": view, "total": len(order), "start": start, "at": at - start, "rows": rows,
             "earlier": order[start - 1] if start else None,
@@ -132,7 +134,7 @@ class Review:
         try:
             with self.drawing:
                 result = self._result(row)
-                return {"row": row, "page": Markup(page_html(result)), "now": _moved(row, result)}
+                return {"row": row, "page": Markup(page_html(result)), "moved": moved(row, result)}
         except Exception as error:  # over what a file holds; the next record may be sound
             return {"row": row, "problem": str(error) or type(error).__name__}
 
@@ -146,10 +148,12 @@ class Review:
         return bundle.score_hours(chain([first], pieces), alpha=self.manifest["alpha"])
 
 
-def _moved(row: dict[str, Any], result: Result) -> str:
-    """The score of now, where it is not that of the screening: made by another version, then."""
-    same = row["score"] is None or np.isclose(row["score"], result.score, rtol=1e-3, atol=1e-6)
-    return "" if same else f"{result.score:.2f}"
+def moved(row: dict[str, Any], result: Result) -> str:
+    """The scores of now and then in words where they differ: another version made the screening."""
+    then = np.nan if row["score"] is None else row["score"]
+    if np.isclose(then, result.score, rtol=1e-3, atol=1e-6, equal_nan=True):
+        return ""
+    return f"{number(result.score)}, and not {number(then)} as in the list"
 
 
 def model_of(out: Path, manifest: dict[str, Any]) -> Bundle:
@@ -180,20 +184,16 @@ def application(review: Review, token: str) -> ASGIApp:
     nonce = secrets.token_urlsafe(16)
     template = _template()
 
-    def block(name: str, **values: Any) -> str:
-        return "".join(template.blocks[name](template.new_context(values)))
-
     async def index(request: Request) -> Response:
-        view, n = request.query_params.get("view"), request.query_params.get("n", "")
-        views = review.ranking.views
-        view = (
-            view if view in views else next((name for name in views if len(views[name])), "scored")
-        )
+        views, asked = review.ranking.views, request.query_params
+        first = next(name for name, order in views.items() if len(order))
+        view = asked.get("view") if asked.get("view") in views else first
+        n = asked.get("n", "")
         window = review.window(view, int(n) if n.isdecimal() else None)
         page = template.render(
             **window, nonce=nonce, manifest=review.manifest, out=str(review.out), verdicts=VERDICTS,
             counts={name: len(order) for name, order in views.items()}, reviewed=review.reviewed(),
-            disclaimer=DISCLAIMER, longest=NOTE,
+            longest=NOTE,
         )  # fmt: skip
         return HTMLResponse(page)
 
@@ -201,7 +201,8 @@ def application(review: Review, token: str) -> ASGIApp:
         n = request.path_params["n"]
         if n >= len(review.ranking):
             return PlainTextResponse("no such record", 404)
-        return HTMLResponse(block("record", **review.drawn(n)))
+        shown = template.new_context(review.drawn(n))
+        return HTMLResponse("".join(template.blocks["record"](shown)))
 
     async def say(request: Request) -> Response:
         n, said = request.path_params["n"], await request.json()
@@ -271,7 +272,7 @@ class Guard:
         await app(scope, receive, send_on)
 
     def _refused(self, scope: Scope) -> str:
-        headers, token = Headers(scope=scope), scope["path"].split("/")[1]
+        headers, token = Headers(scope=scope), scope["path"].strip("/").partition("/")[0]
         if not secrets.compare_digest(token.encode(), self.token.encode()):
             return "the address is not whole: take the one that `ecgad review` printed"
         if scope["method"] == "POST" and headers.get("origin") != f"http://{headers['host']}":
@@ -289,10 +290,10 @@ def serve(
 ) -> None:
     """Serves the review of the screening in `out` until interrupted; `tell` hears the address.
 
-    `port` 0 is a free one. Raises what `Review` raises, and `ValueError` when `port` is taken.
+    `port` 0 is any free one. Raises what `Review` raises, and `ValueError` when `port` is taken.
     """
     token = secrets.token_urlsafe(16)
-    app = application(Review(out, reviewer or getpass.getuser()), token)
+    app = application(Review(out, reviewer or _user()), token)
     with _listening(port) as door:
         address = f"http://127.0.0.1:{door.getsockname()[1]}/{token}/"
         tell(address)
@@ -301,6 +302,13 @@ def serve(
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", lifespan="on"))
         with suppress(KeyboardInterrupt):
             server.run(sockets=[door])
+
+
+def _user() -> str:
+    """Their name on this machine, which may not know one."""
+    with suppress(OSError, KeyError):
+        return getpass.getuser()
+    return ""
 
 
 def _listening(port: int) -> socket.socket:
