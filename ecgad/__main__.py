@@ -20,7 +20,9 @@ from ecgad import __version__
 
 OK, NOTHING, USAGE, STOPPED = 0, 1, 2, 130
 WRONG_USE = (ValueError, TypeError, CycloptsError)
-TRAIN = ("torch", "fvcore", "einops", "onnx", "onnxscript")  # what ecgad[train] brings
+EXTRA: dict[str, str] = dict.fromkeys(("torch", "fvcore", "einops", "onnx", "onnxscript"), "train")
+EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a package
+NEEDS = {"train": "training, export and flops need", "review": "the review page needs"}
 
 app = App(
     name="ecgad",
@@ -156,11 +158,12 @@ def train(
     """
     from ecgad.evaluate import load_sets, progress_line, trained
     from ecgad.learn import train as learn
+    from ecgad.methods import as_settings
     from ecgad.recalibrate import readable
     from ecgad.train import Budget
 
     tell = (lambda words: None) if quiet else _say
-    chosen = _fields(settings) | ({"encoder": encoder} if encoder else {})
+    chosen = as_settings(settings) | ({"encoder": encoder} if encoder else {})
     if root is not None:
         if steps is not None:
             raise ValueError(f"--steps {steps}: the steps of a benchmark are part of it")
@@ -238,14 +241,13 @@ def flops(
         like: Size of a record: leads x samples, or channels x height x width.
     """
     from ecgad.flops import MCF, count
-    from ecgad.methods import build, names
+    from ecgad.methods import as_settings, as_shape, build, names
     from ecgad.report.terminal import cost_table
 
-    shape = _shape(like)
-    costs = []
+    shape, fields, costs = as_shape(like), as_settings(settings), []
     for name in methods or names():
         try:
-            costs.append(count(build(name, shape, _fields(settings))))
+            costs.append(count(build(name, shape, fields)))
         except (TypeError, ValueError) as error:
             if methods:
                 raise
@@ -268,9 +270,8 @@ def export(bundle: Path, /, *, quiet: Quiet = False) -> int:
 
     difference = rewrite(bundle)
     if not quiet:
-        _print(
-            f"{bundle / 'model.onnx'} agrees with torch to {difference:.1g} of the largest value"
-        )
+        agrees = f"agrees with torch to {difference:.1g} of the largest value"
+        _print(f"{bundle / 'model.onnx'} {agrees}")
     return OK
 
 
@@ -286,6 +287,24 @@ def report(out: Path, /, *, quiet: Quiet = False) -> int:
     page = write_report(out)
     if not quiet:
         _print(str(page))
+    return OK
+
+
+@app.command
+def review(out: Path, /, *, port: int = 0, reviewer: str = "", no_browser: bool = False) -> int:
+    """Look through the records of a screening on a page on 127.0.0.1, strangest first.
+
+    Verdicts are kept in OUT/review.sqlite and, when it is stopped (Ctrl-C), in OUT/review.csv.
+
+    Args:
+        out: Folder of a screening.
+        port: Of the page; any free one if absent.
+        reviewer: Who gives the verdicts; the user's name on this machine if absent.
+        no_browser: Print the address only.
+    """
+    from ecgad.report.review import serve
+
+    serve(out, port=port, reviewer=reviewer, browser=not no_browser, tell=_print)
     return OK
 
 
@@ -355,26 +374,12 @@ def _exit_code(error: Exception) -> int:
 
 
 def _in_words(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAIN:
-        return f"training, export and flops need {error.name}: pip install 'ecgad[train]'"
+    package = str(getattr(error, "name", "")).split(".")[0]
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRA.get(package)):
+        return f"{NEEDS[extra]} {package}: pip install 'ecgad[{extra}]'"
     if isinstance(error, WRONG_USE):
         return str(error)
     return f"{type(error).__name__}: {error} (--debug shows where)"
-
-
-def _fields(settings: list[str] | None) -> dict[str, str]:
-    pairs = [setting.partition("=") for setting in settings or ()]
-    for name, equals, value in pairs:
-        if not (name and equals):
-            raise ValueError(f"--set {name}{equals}{value}: needed is field=value, as in width=32")
-    return {name: value for name, _, value in pairs}
-
-
-def _shape(like: str) -> tuple[int, ...]:
-    sizes = like.lower().split("x")
-    if len(sizes) not in (2, 3) or not all(size.isdecimal() and int(size) for size in sizes):
-        raise ValueError(f"--like {like}: needed are sizes such as 12x4800 or 3x224x224")
-    return tuple(map(int, sizes))
 
 
 def _print(*parts: Any) -> None:

@@ -32,7 +32,7 @@ LAYERS = [  # a module imports from earlier rows, never from its own or a later 
 ALLOWED = {("record", "report")}  # `Result.plot` draws its page, inside the function
 HEAVY = {
     "cyclopts", "jinja2", "matplotlib", "onnx", "onnxruntime", "pandas", "pyarrow", "rich",
-    "safetensors", "scipy", "sklearn", "torch", "wfdb",
+    "safetensors", "scipy", "sklearn", "starlette", "torch", "uvicorn", "wfdb",
 }  # fmt: skip
 
 

@@ -120,6 +120,7 @@ def test_exit_code_1_when_there_is_no_record(run, model, tmp_path):
         (("flops", "mmae", "--set", "widht=8"), "no setting 'widht'; did you mean width?"),
         (("export", "/nowhere"), "/nowhere is no model folder"),
         (("report", "/nowhere"), "/nowhere holds no part"),
+        (("review", "/nowhere"), "/nowhere holds no part"),
         (("train", "mmae", ".", "-o", "OUT", "--data", "."), "benchmark '.'"),
     ],
 )
@@ -302,5 +303,6 @@ def test_version(run):
 def test_help_names_every_verb(run):
     code, out, _ = run("--help")
     assert code == 0
-    for verb in ("screen", "merge", "score", "train", "flops", "export", "report", "methods"):
+    verbs = "screen merge score train flops export report review methods"
+    for verb in verbs.split():
         assert f"│ {verb} " in out

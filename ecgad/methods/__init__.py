@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -60,6 +60,29 @@ def build(name: str, shape: tuple[int, ...], settings: Mapping[str, Any] | None 
     _known(name)
     module = import_module(f"{__name__}.{name}")
     return module.Model(tuple(shape), _config(name, module.Config, settings or {}))
+
+
+def as_settings(pairs: Iterable[str] | None) -> dict[str, str]:
+    """
+    >>> as_settings(["width=32", "segment=8,8"])
+    {'width': '32', 'segment': '8,8'}
+    """
+    parted = [pair.partition("=") for pair in pairs or ()]
+    for name, equals, value in parted:
+        if not (name and equals):
+            raise ValueError(f"--set {name}{equals}{value}: needed is field=value, as in width=32")
+    return {name: value for name, _, value in parted}
+
+
+def as_shape(sizes: str) -> tuple[int, ...]:
+    """
+    >>> as_shape("3x224x224")
+    (3, 224, 224)
+    """
+    parts = sizes.lower().split("x")
+    if len(parts) not in (2, 3) or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"--like {sizes}: needed are sizes such as 12x4800 or 3x224x224")
+    return tuple(map(int, parts))
 
 
 def _known(name: str) -> None:

@@ -61,7 +61,7 @@ def write_report(out: Path, *, pages: list[tuple[dict, str]] | None = None) -> P
 
 def facts(out: Path) -> dict[str, Any]:
     """All that the page says, as plain values for the template."""
-    dataset = _dataset(out)
+    dataset = open_rows(out)
     table = dataset.to_table(columns=list(LIGHT))
     manifest = manifest_head(out)
     alpha = float(manifest.get("alpha", 0.05))
@@ -283,7 +283,7 @@ def _sizes(card: Any) -> dict[str, int]:
     return {k: n if isinstance(n, int) else len(n) for k, n in groups.items()}
 
 
-def _dataset(out: Path) -> Dataset:
+def open_rows(out: Path) -> Dataset:
     import pyarrow.dataset
 
     parts = sorted(out.glob("part-*.parquet"))
