@@ -20,9 +20,6 @@ from ecgad import __version__
 
 OK, NOTHING, USAGE, STOPPED = 0, 1, 2, 130
 WRONG_USE = (ValueError, TypeError, CycloptsError)
-EXTRA: dict[str, str] = dict.fromkeys(("torch", "fvcore", "einops", "onnx", "onnxscript"), "train")
-EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a package
-NEEDS = {"train": "training, export and flops need", "review": "the review page needs"}
 
 app = App(
     name="ecgad",
@@ -34,16 +31,12 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 
-Model = Annotated[
-    str | None, Parameter(help="Folder of a trained model; the one that is shipped if absent.")
-]
+Model = Annotated[str | None, Parameter(help="Folder of a trained model; else the shipped one.")]
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 Alpha = Annotated[float, Parameter(help="False-alarm rate that records are flagged at.")]
 Json = Annotated[bool, Parameter(name="--json", help="For machines.")]
 Quiet = Annotated[bool, Parameter(help="Nothing but errors.")]
-Settings = Annotated[
-    list[str] | None, Parameter(name="--set", help="A field of the method: width=32.")
-]
+Settings = Annotated[list[str] | None, Parameter(name="--set", help="A field of it: width=32.")]
 
 
 @app.command
@@ -215,11 +208,9 @@ def evaluate(
     from ecgad.evaluate import evaluate as run
     from ecgad.methods import names
 
-    chosen = method if method or model else list(names())
+    chosen = method or ([] if model else list(names()))
     tell = (lambda words: None) if quiet else _say
-    table = run(
-        benchmark, root, out, methods=chosen or [], seeds=seeds, bundles=model or [], report=tell
-    )
+    table = run(benchmark, root, out, methods=chosen, seeds=seeds, bundles=model or [], report=tell)
     if not quiet:
         _print(f"{table}")
     return OK
@@ -374,9 +365,10 @@ def _exit_code(error: Exception) -> int:
 
 
 def _in_words(error: Exception) -> str:
-    package = str(getattr(error, "name", "")).split(".")[0]
-    if isinstance(error, ModuleNotFoundError) and (extra := EXTRA.get(package)):
-        return f"{NEEDS[extra]} {package}: pip install 'ecgad[{extra}]'"
+    from ecgad.report.terminal import what_to_install
+
+    if isinstance(error, ModuleNotFoundError) and (words := what_to_install(error)):
+        return words
     if isinstance(error, WRONG_USE):
         return str(error)
     return f"{type(error).__name__}: {error} (--debug shows where)"

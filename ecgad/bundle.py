@@ -90,6 +90,9 @@ class Bundle:
         text = json.dumps(self.card, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def __reduce__(self) -> tuple:  # pickled as its folder
+        return load, (self.folder or Path(),)
+
     def __repr__(self) -> str:
         return f"Bundle({self.id!r}, {self.card['method']}, {len(self.preparation.leads)} leads)"
 

@@ -110,7 +110,7 @@ def calibration_scores(
 
 def fingerprint(sources: Iterable[str]) -> str:
     """sha256 over what records were read from, in their order: a checksum, or with a name."""
-    return hashlib.sha256("\n".join(sources).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sources).encode(errors="backslashreplace")).hexdigest()
 
 
 def _blank(prepared: Prepared, rows: Sequence[int]) -> Prepared:

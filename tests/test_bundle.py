@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,8 @@ from ecgad import load, train
 from ecgad.bundle import CROWD, Bundle, file_sha256, load_detector, write_card
 from ecgad.export import disagreement, export_onnx, run_onnx
 from ecgad.learn import Normals, Pretraining, calibrate, damage_probe, data_fingerprint, learn
+from ecgad.methods import build
+from ecgad.parts.detector import Detector
 from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.read import read
 from ecgad.record import LEADS, NOT_ASSESSABLE, Record
@@ -139,11 +142,14 @@ def test_a_record_without_a_lead_is_compared_with_records_without_one(model: Bun
     blanked = replace(one, signal=one.signal.copy(), valid=one.valid.copy())
     blanked.signal[8], blanked.valid[8] = 0, False
     found = model.score(blanked)
-    assert found.p_group == "11 of 12 leads"
+    assert found.p_group == "11 of 12 leads, without V3"
     assert "V3" not in found.lead_scores
     assert np.isnan(found.map[8]).all()
-    ranked = np.asarray(model.card["calibration"]["11 of 12 leads"])
+    ranked = np.asarray(model.card["calibration"][found.p_group])
     assert found.p_value == (1 + (ranked >= found.score).sum()) / (len(ranked) + 1)
+    by_number = {name.split(",")[0]: s for name, s in model.card["calibration"].items()}
+    older = Bundle(model.card | {"calibration": by_number}, model.run)  # as versions before made it
+    assert older.score(blanked).p_group == "11 of 12 leads"
 
 
 def test_an_absent_lead_makes_a_record_limited_and_says_so(model: Bundle, one: Record):
@@ -176,7 +182,11 @@ def test_calibration_scores_are_those_of_the_calibration_records_alone(ecg: Ecg,
                 for p in normals.calibration]  # fmt: skip
     np.testing.assert_allclose(groups["12 of 12 leads"], expected, rtol=1e-3)
     assert {len(scores) for scores in groups.values()} == {6}
-    assert set(groups) == {f"{12 - k} of 12 leads" for k in range(5)}
+    alone = {f"11 of 12 leads, without {lead}" for lead in LEADS}
+    assert set(groups) == {f"{12 - k} of 12 leads" for k in (0, 2, 3, 4)} | alone
+    without = np.stack([np.delete(p.windows[0], 6, axis=0) for p in normals.calibration])
+    expected = (np.log(np.abs(without).mean((1, 2))) - np.mean(held_out)) / np.std(held_out)
+    np.testing.assert_allclose(groups["11 of 12 leads, without V1"], expected, rtol=1e-3)
     assert not {p.windows.tobytes() for p in normals.train} & set(seen)
 
 
@@ -307,3 +317,37 @@ def test_a_prepared_record_says_what_it_was_read_from():
     record = read(Path(__file__).parent.parent / "data" / "samples" / "ludb" / "1.hea")
     assert prepare(record, Preparation()).source == f"1 {record.source_sha256}"
     assert not prepare(replace(record, source_sha256=""), Preparation()).source
+
+
+def test_a_bundle_is_saved_onto_itself_and_pickled_as_its_folder(folder: Path, one: Record):
+    model = load(folder)
+    assert model.save(folder) == folder
+    again = pickle.loads(pickle.dumps(model))
+    assert (again.sha256, again.score(one).score) == (model.sha256, model.score(one).score)
+
+
+def test_the_damage_probe_finds_the_leads_by_name(ecg: Ecg):
+    given = [record(mv) for mv in ecg(3, seed=2, t=1000)]
+    turned = [
+        replace(r, signal=r.signal[::-1].copy(), leads=LEADS[::-1], valid=r.valid) for r in given
+    ]
+    fit_to = Preparation()
+    tell, same = (damage_probe(records, fit_to) for records in (given, turned))
+    model = knn_of_zero(fit_to)
+    assert tell is not None
+    assert same is not None
+    assert same(model) == tell(model)
+    eight = [replace(r, signal=r.signal[:8], valid=r.valid[:8], leads=LEADS[:8]) for r in given]
+    assert damage_probe(eight, fit_to) is None
+
+
+def knn_of_zero(preparation: Preparation) -> Detector:
+    """Untrained: that it gives some number is enough."""
+    torch.manual_seed(0)
+    return build("pca", preparation.shape, {})
+
+
+def test_mmae_learns_from_a_folder_without_any_setting(ecg: Ecg):
+    records = [record(mv) for mv in ecg(21, seed=2, t=1000)]
+    bundle = train("mmae", records, budget=Budget(steps=0))
+    assert bundle.card["config"]["segment"] == [10]

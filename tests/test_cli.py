@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -306,3 +308,27 @@ def test_help_names_every_verb(run):
     verbs = "screen merge score train flops export report review methods"
     for verb in verbs.split():
         assert f"│ {verb} " in out
+
+
+def test_score_is_quiet_when_asked(run, archive, model):
+    code, out, err = run("score", archive / "good" / "r00.hea", "--model", model, "--quiet")
+    assert (code, out, err) == (0, "", "")
+
+
+def test_output_that_nobody_reads_is_no_error(archive, model):
+    command = [sys.executable, "-m", "ecgad", "score", "--json", "--model", model]
+    command += [str(place) for place in (archive / "good").glob("*.hea")] * 20
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **given) as process:
+        assert process.stdout.readline()
+        process.stdout.close()  # as `head -1` does
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_a_terminal_that_lacks_signs_still_shows_the_rest(archive, model):
+    command = [sys.executable, "-m", "ecgad", "score", "--model", model, archive / "good/r00.hea"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "r00" in found.stdout
+    assert found.stdout.isascii()

@@ -125,3 +125,32 @@ def test_results_csv_is_read_by_r(runs):
     assert told[: len(rows)] == [row["path"] for row in rows]
     scores = [None if s.strip() == "NA" else float(s) for s in told[len(rows) :]]
     assert scores == [row["score"] and pytest.approx(row["score"], rel=1e-13) for row in rows]
+
+
+def test_shards_of_an_archive_that_grew_between_them_are_refused(ecg, model, tmp_path):
+    archive = write_archive(tmp_path / "in", ecg, healthy=4)
+    run = partial(screen, archive, model=model, workers=1, quiet=True)
+    run(tmp_path / "1", shard="1/2")
+    shutil.copytree(archive / "good", archive / "more")
+    run(tmp_path / "2", shard="2/2")
+    with pytest.raises(ValueError, match="not of one screening: their found differ"):
+        merge([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
+
+
+def test_shards_beyond_the_records_are_not_missed(ecg, model, tmp_path):
+    archive = write_archive(tmp_path / "in", ecg, healthy=4) / "good"
+    run = partial(screen, archive, model=model, workers=1, quiet=True)
+    run(tmp_path / "whole")
+    for i in range(1, 5):
+        run(tmp_path / str(i), shard=f"{i}/6")
+    with pytest.raises(ValueError, match="missing: 2/6"):
+        merge([tmp_path / i for i in "134"], tmp_path / "all")
+    merge([tmp_path / i for i in "1234"], tmp_path / "all")
+    assert results(tmp_path / "all") == results(tmp_path / "whole")
+
+
+def test_parts_without_a_manifest_are_not_written_over(runs, tmp_path):
+    (tmp_path / "part-00099.parquet").write_bytes(b"of another")
+    with pytest.raises(ValueError, match="holds a screening already"):
+        merge([runs / i for i in "123"], tmp_path)
+    assert [p.name for p in tmp_path.glob("part-*")] == ["part-00099.parquet"]

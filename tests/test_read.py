@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
+import os
 import re
 import warnings
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecgad.read import find, read, read_annotations
+from ecgad.read import find, read, read_annotations, read_hours
 from ecgad.read import wfdb as reader
 from ecgad.record import LEADS, ReadError, Record
 
@@ -347,6 +349,7 @@ def test_what_cannot_be_read_says_why_and_names_the_file(name: str, reason: str)
         ("r 2 500 10", "r 0 500 10", "0 signals"),
         ("r 2 500 10", "r 3 500 10", "3 signals announced, 2 lines for them"),
         ("r 2 500 10", "r 2 0 10", "no sampling rate"),
+        ("r 2 500 10", "r 2 500,5 10", "no sampling rate"),
         ("16 1000(0)/mV", "17 1000(0)/mV", "line 2 .* is no signal line"),
         ("1000(0)/mV", "many/mV", "'many/mV' for a gain"),
         ("16 0 0 0 0", "16 zero 0 0 0", "a word where a number is expected"),
@@ -480,3 +483,92 @@ def test_one_gain_for_all_leads_restores_einthovens_law_in_ludb() -> None:
     for name, broken in (("ludb", False), ("ludb_original_header", True)):
         i, ii, iii = read(SAMPLES / name / "1.hea").signal[:3]
         assert (np.abs(ii - i - iii).max() > 1e-6) == broken
+
+
+def test_a_path_without_ending_is_its_own_header_before_another(tmp_path: Path) -> None:
+    for name in ("pat", "pat.1"):
+        write(tmp_path, noise(1, 10), name=name)
+    assert read(tmp_path / "pat.1").record_id == "pat.1"
+    assert read(tmp_path / "pat").record_id == "pat"
+
+
+def test_a_header_and_its_signals_in_capitals_are_one_record(tmp_path: Path) -> None:
+    write(tmp_path, noise(1, 10)).rename(tmp_path / "R.HEA")
+    (tmp_path / "r.dat").rename(tmp_path / "R.DAT")
+    text = (tmp_path / "R.HEA").read_text()
+    (tmp_path / "R.HEA").write_text(text.replace("r.dat", "R.DAT"))
+    assert find(tmp_path) == [tmp_path / "R.HEA"]
+    for place in ("R.HEA", "R.DAT"):
+        assert read(tmp_path / place).signal.shape == (1, 10)
+
+
+def test_linked_folders_are_searched_each_once(tmp_path: Path) -> None:
+    write(tmp_path, noise(1, 10))
+    elsewhere = tmp_path / "elsewhere"
+    archive = tmp_path / "archive"
+    for folder in (elsewhere, archive):
+        folder.mkdir()
+    write(elsewhere, noise(1, 10), name="far")
+    (archive / "site").symlink_to(elsewhere)
+    (archive / "again").symlink_to(archive)
+    (archive / "site2").symlink_to(elsewhere)
+    assert find(archive) == [archive / "site" / "far.hea"]
+
+
+def test_a_folder_that_may_not_be_searched_is_an_input_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, noise(1, 10))
+    (barred := tmp_path / "barred").mkdir()
+    scandir = os.scandir
+
+    def refuse(place: str) -> object:
+        if Path(place) == barred:
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may search everything
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != barred)
+    assert find(tmp_path) == [barred, tmp_path / "r.hea"]
+    with pytest.raises(ReadError, match="is a folder that may not be searched"):
+        read(barred)
+
+
+@pytest.mark.parametrize("line", ["x" * 300, "a\0b"])
+def test_a_line_of_a_list_that_no_file_can_have_is_an_input(line: str, tmp_path: Path) -> None:
+    good = write(tmp_path, noise(1, 10))
+    (tmp_path / "list.txt").write_text(f"{good}\n{line}\n")
+    assert set(find(tmp_path / "list.txt")) == {good, Path(line)}
+    with pytest.raises(ReadError):
+        read(line)
+
+
+def test_what_the_machine_lacks_is_not_held_against_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(place: Path) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    place = write(tmp_path, noise(1, 10))
+    monkeypatch.setattr(Path, "read_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        read(place)
+    with pytest.raises(OSError, match="No space left"):
+        next(read_hours(place))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"valid": np.ones((1, 10), int)}, "valid is of int64; bool is needed"),
+        ({"rate_hz": math.inf}, "rate_hz is inf"),
+        ({"rate_hz": math.nan}, "rate_hz is nan"),
+    ],
+)
+def test_a_record_made_by_hand_is_checked(changed: dict, words: str) -> None:
+    given = {"signal": np.zeros((1, 10), np.float32), "rate_hz": 500, "leads": ("I",)}
+    given |= {"valid": np.ones((1, 10), bool), "record_id": 7}
+    made = Record(**given)
+    assert (made.record_id, type(made.rate_hz)) == ("7", float)
+    with pytest.raises(ValueError, match=words):
+        Record(**given | changed)

@@ -368,9 +368,9 @@ def test_a_folder_is_free_again_after_a_run_that_failed(tmp_path):
 @pytest.fixture
 def begun(archive, model, tmp_path):
     """OUT of a screening that has only begun."""
-    folder.begin(
-        tmp_path, folder.plan(find(archive), load(model), 0.05, None, "first command", [archive])
-    )
+    every = find(archive)
+    planned = folder.plan(every, load(model), 0.05, None, "first command", [archive], every)
+    folder.begin(tmp_path, planned)
     return tmp_path
 
 
@@ -397,7 +397,8 @@ def test_other_inputs_are_named(begun, archive, model):
 def test_another_model_is_refused(begun, archive, model):
     bundle = load(model)
     bundle.card["id"] = "other"
-    planned = folder.plan(find(archive), bundle, 0.05, None, "", [archive])
+    every = find(archive)
+    planned = folder.plan(every, bundle, 0.05, None, "", [archive], every)
     with pytest.raises(
         ValueError, match=r"model mmae \(\w{8}, .*\) there, other \(\w{8}, .*\) now"
     ):
@@ -576,3 +577,71 @@ def test_quiet_is_silent(clock, capsys):
         clock[0] += 60
         progress.advance(1, 1)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_screening_that_was_finished_says_that_nothing_is_read_again(
+    archive, model, tmp_path, capsys
+):
+    run = partial(screen, archive / "good", tmp_path / "out", model=model, workers=1)
+    run()
+    assert "no file was read again" not in capsys.readouterr().err
+    run()
+    assert "no file was read again: take another -o" in capsys.readouterr().err
+
+
+def test_relative_paths_are_of_one_working_folder(ecg, model, tmp_path, monkeypatch):
+    for place in ("a", "b"):
+        write_record(tmp_path / place / "in", "r", ecg(1, seed=3, t=1200)[0])
+    monkeypatch.chdir(tmp_path / "a")
+    screen("in", tmp_path / "out", model=model, workers=1, quiet=True)
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"from .*/a there, .*/b now"):
+        screen("in", tmp_path / "out", model=model, workers=1, quiet=True)
+
+
+def test_a_name_that_is_no_utf8_and_one_that_ends_a_line_are_rows(ecg, model, tmp_path):
+    archive, out = tmp_path / "in", tmp_path / "out"
+    write_record(archive, "good", ecg(1, seed=3, t=1200)[0])
+    for name in (b"M\xfcller", b"c\rd"):
+        shutil.copy(archive / "good.hea", os.fsencode(archive) + b"/" + name + b".hea")
+    table = screen(archive, out, model=model, workers=1, quiet=True)
+    assert table["record_id"].to_pylist() == ["good"] * 3
+    assert sorted(Path(p).stem for p in table["path"].to_pylist()) == [
+        "M\\udcfcller", "c\rd", "good",
+    ]  # fmt: skip
+    lines = (out / "results.csv").read_bytes().split(b"\n")
+    assert len(lines) == 5
+    assert b"\r" not in b"".join(lines)
+    again = screen(archive, out, model=model, workers=1, quiet=True)
+    assert again.equals(table)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_machine_that_lacks_something_stops_the_run_and_fails_no_record(
+    archive, model, tmp_path, monkeypatch, workers
+):
+    """A full temporary folder here: `wfdb` reads some formats through one."""
+    lacking = tmp_path / "lacking"
+    lacking.touch()
+    monkeypatch.setattr(folder, "part", folder.part)  # as in a run without the fault
+    make = partial(_lacking, str(lacking))
+    monkeypatch.setattr(SCREEN, "_scorer", lambda home, alpha: make(home, alpha))
+    run = partial(screen, archive, tmp_path / "out", model=model, workers=workers, quiet=True)
+    if workers == 2:
+        monkeypatch.setattr(SCREEN, "_scorer", make)
+    with pytest.raises(OSError, match="mend that, and the same command carries on") as caught:
+        run()
+    assert caught.value.errno == errno.ENOSPC
+    lacking.unlink()
+    assert counts(run())["failed"] == 4
+
+
+def _lacking(lacking, home, alpha):
+    bundle = load(home)
+
+    def work(paths):
+        if Path(lacking).exists():
+            SCREEN._failure(paths[0], OSError(errno.ENOSPC, "No space left on device"), bundle)
+        return SCREEN.score_files(paths, bundle, alpha)
+
+    return work

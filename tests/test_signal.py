@@ -229,3 +229,36 @@ print(hashlib.sha256(prepare(record, Preparation(), assess(record).usable).windo
     ]
     assert len(found[0].stdout) == 65
     assert found[0].stdout == found[1].stdout
+
+
+def test_a_rate_next_to_the_models_is_taken_as_it_is():
+    record = made(rate_hz=100.0)
+    near = replace(record, rate_hz=99.99)
+    found = resample(near, 100.0)
+    np.testing.assert_array_equal(found.signal, record.signal)
+    assert (found.rate_hz, found.resampled_from) == (100.0, 99.99)
+
+
+@pytest.mark.parametrize("rate_hz", [499.75, 250.07, 99.99])
+def test_a_long_record_keeps_its_times_at_any_rate(rate_hz: float):
+    signal = np.zeros((1, round(3600 * rate_hz)), np.float32)
+    signal[0, round(3500 * rate_hz) - 3 : round(3500 * rate_hz) + 4] = 1
+    long = Record(signal, rate_hz, ("I",), np.ones(signal.shape, bool), "long")
+    found = resample(long, 100.0)
+    assert found.signal.shape[1] == pytest.approx(360_000, abs=1)
+    middle = np.flatnonzero(found.signal[0] > 0.5).mean() / 100
+    assert middle == pytest.approx(3500, abs=0.02)
+
+
+@pytest.mark.parametrize("lead", ["III", "aVR", "aVL", "aVF"])
+def test_a_limb_lead_that_is_lost_is_derived_as_if_it_were_absent(lead: str):
+    whole = made()
+    row = LEADS.index(lead)
+    lost = replace(whole, signal=whole.signal.copy(), valid=whole.valid.copy())
+    lost.signal[row], lost.valid[row] = 0, False
+    absent = made(leads=tuple(name for name in LEADS if name != lead))
+    found, expected = (prepare(record, Preparation()) for record in (lost, absent))
+    np.testing.assert_array_equal(found.windows, expected.windows)
+    assert (found.derived, found.lost) == ((lead,), ())
+    without = replace(lost, valid=lost.valid & (np.array(LEADS) != "I")[:, None])
+    assert prepare(without, Preparation()).lost == (0, row)  # nothing to derive it from

@@ -166,3 +166,19 @@ def test_only_matrices_decay():
     decayed, free = _decay_groups([matrix, vector], 0.05)
     assert (decayed["params"], decayed["weight_decay"]) == ([matrix], 0.05)
     assert (free["params"], free["weight_decay"]) == ([vector], 0.0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 4}, {"budget": Budget(steps=7, batch=16)}, {"x": data() + 1}],
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, other: dict):
+    given = {"x": data(), "seed": 3, "budget": BUDGET, "checkpoint": tmp_path / "checkpoint.pt"}
+    fit(TwoStages(), **given)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is of another training"):
+        fit(TwoStages(), **given | other)
+
+
+def test_a_budget_is_of_no_fewer_than_0_steps():
+    with pytest.raises(ValueError, match="-5 steps of 64 records"):
+        Budget(steps=-5)

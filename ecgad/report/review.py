@@ -187,7 +187,7 @@ def application(review: Review, token: str) -> ASGIApp:
     async def index(request: Request) -> Response:
         views, asked = review.ranking.views, request.query_params
         first = next(name for name, order in views.items() if len(order))
-        view = asked.get("view") if asked.get("view") in views else first
+        view = asked["view"] if asked.get("view") in views else first
         n = asked.get("n", "")
         window = review.window(view, int(n) if n.isdecimal() else None)
         page = template.render(

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ecgad.methods import Description
 
 BAR = 24  # characters of the longest bar
+EXTRA: dict[str, str] = dict.fromkeys(("torch", "fvcore", "einops", "onnx", "onnxscript"), "train")
+EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a package
+NEEDS = {"train": "training, export and flops need", "review": "the review page needs"}
 
 
 def screening(rows: list[dict[str, Any]], counts: Mapping[str, int], report: Path) -> list[Any]:
@@ -172,4 +175,12 @@ def _finite(value: float | None) -> bool:
 def _text(words: object) -> Text:
     from rich.text import Text
 
-    return Text(str(words))
+    shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(words))
+    return Text("".join(shown))
+
+
+def what_to_install(error: ModuleNotFoundError) -> str:
+    """In words; "" where no extra brings the package that is missing."""
+    package = (error.name or "").split(".")[0]
+    extra = EXTRA.get(package)
+    return f"{NEEDS[extra]} {package}: pip install 'ecgad[{extra}]'" if extra else ""
