@@ -78,7 +78,8 @@ def main():
     cluster.run_on_ray = lambda chunks, make, *rest, **more: run(
         chunks, partial(troubled, make), *rest, **more
     )
-    screen.screen(archive, out, model=model, engine="ray", quiet=True)
+    os.chdir(Path(archive).parent)  # the nodes began elsewhere
+    screen.screen(Path(archive).name, out, model=model, engine="ray", quiet=True)
     happened = [mark.name for mark in (doomed, died) if mark.exists()]
     chunks = {0: [1, 2], 1: [3, 4, 5]}
     found = {n: results for n, results, _ in run(chunks, make, gone, None)}
@@ -105,7 +106,8 @@ def ran(tmp_path_factory, ecg):
     script.write_text(SCRIPT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(screen, "TOP", 0)
-        screen.screen(archive, ours, model=model, workers=1, quiet=True)
+        patch.chdir(archive.parent)
+        screen.screen(archive.name, ours, model=model, workers=1, quiet=True)
     words = [sys.executable, script, archive, model, theirs, marks]
     more = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(words, env=os.environ | more, capture_output=True, text=True, timeout=900)
