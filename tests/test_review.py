@@ -121,6 +121,7 @@ def test_a_record_is_drawn_with_the_model_of_the_screening(client, out):
     for record_id in ("93", "too_short"):
         page = client.get(f"record/{number(out, record_id)}").text
         assert 'src="data:image/png;base64,' in page
+        assert f"<figcaption>{record_id}: " in page
         assert "Scored again" not in page
     assert client.get("record/7").status_code == 404
 
@@ -301,9 +302,12 @@ def test_a_screening_calibrated_by_its_site_is_drawn_with_its_own_model(tmp_path
         write_record(tmp_path / "in", f"r{i:02d}", mv)
     screen(tmp_path / "in", tmp_path / "out", recalibrate=tmp_path / "in", workers=1, quiet=True)
     client = start(tmp_path / "out")
-    n, _ = listed(client)[0]
+    rows = sorted(folder.read_table(tmp_path / "out").to_pylist(), key=lambda row: -row["score"])
+    shown = re.findall(r'class="id">(\w+)', client.get("").text)
+    assert shown == [row["record_id"] for row in rows]  # of three parts
+    n, _ = listed(client)[-1]
     page = client.get(f"record/{n}").text
-    assert "<img" in page
+    assert f"<figcaption>{shown[-1]}: " in page
     assert "Scored again" not in page
     shutil.rmtree(tmp_path / "out/model")
     page = start(tmp_path / "out").get(f"record/{n}").text
@@ -321,6 +325,11 @@ def test_without_the_extra_it_is_told_what_to_install(out, monkeypatch, capsys):
     said = capsys.readouterr()
     assert (exit.value.code, said.out) == (1, "")
     assert said.err == "ecgad: the review page needs starlette: pip install 'ecgad[review]'\n"
+
+
+def test_no_other_machine_is_answered():
+    with review._listening(0) as door:
+        assert door.getsockname()[0] == "127.0.0.1"
 
 
 def test_a_port_that_is_taken_is_told(out, capsys):
@@ -355,3 +364,9 @@ def test_the_command_prints_an_address_of_this_machine_and_ends_with_ctrl_c(out)
     assert (process.returncode, rest, err) == (0, "", "")
     assert [row[3] for row in history(out)] == ["Bob"]
     assert (out / "review.csv").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[1]", b"x", b'{"verdict": "sick", "note": ""}'])
+def test_what_is_no_verdict_is_refused(client, out, body):
+    assert client.post("record/0", content=body).status_code == 400
+    assert history(out) == []

@@ -205,8 +205,12 @@ def application(review: Review, token: str) -> ASGIApp:
         return HTMLResponse("".join(template.blocks["record"](shown)))
 
     async def say(request: Request) -> Response:
-        n, said = request.path_params["n"], await request.json()
-        verdict, note = said["verdict"], said["note"][:NOTE]
+        n = request.path_params["n"]
+        try:
+            said = await request.json()
+            verdict, note = str(said["verdict"]), str(said["note"])[:NOTE]
+        except (ValueError, TypeError, KeyError):
+            return PlainTextResponse("a verdict and a note are needed, as JSON", 400)
         if n >= len(review.ranking) or verdict not in ("", *VERDICTS):
             return PlainTextResponse("no such record or verdict", 400)
         review.say(n, verdict, note)
