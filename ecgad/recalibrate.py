@@ -19,7 +19,7 @@ from ecgad.bundle import Bundle, evidence
 from ecgad.calibrate import Calibration, group_name
 from ecgad.export import Run
 from ecgad.prepare.quality import assess
-from ecgad.prepare.signal import Preparation, Prepared, prepare
+from ecgad.prepare.signal import FROM_I_II, Preparation, Prepared, prepare
 from ecgad.read import find, read
 from ecgad.record import ReadError, Record
 from ecgad.score import Rule, features, row_validity, score
@@ -92,18 +92,21 @@ def calibration_scores(
     """The scores of `normals` by `group_name`.
 
     For groups without a lead the records are scored again without it; for those of "10 of 12 leads"
-    and so on, with that many leads, drawn by chance for each record.
+    and so on, with that many leads, drawn by chance for each record. Leads that `prepare` derives
+    when they are lost stay.
     """
-    rng, n = np.random.default_rng((seed, 1)), len(preparation.leads)
+    rng, leads = np.random.default_rng((seed, 1)), preparation.leads
+    derived = FROM_I_II if {"I", "II"} <= set(leads) else ()
+    own = [i for i, lead in enumerate(leads) if lead not in derived]
     groups: dict[str, list[float]] = {}
-    for missing in range(n - preparation.min_leads + 1):
+    for missing in range(min(len(leads) - preparation.min_leads, len(own)) + 1):
         for prepared in normals:
-            drawn = rng.permutation(n)[:missing].tolist()
-            for rows in [[i] for i in range(n)] if missing == 1 else [drawn]:
+            drawn = rng.permutation(own)[:missing].tolist()
+            for rows in [[i] for i in own] if missing == 1 else [drawn]:
                 blanked = _blank(prepared, rows)
                 map, w = evidence(run, blanked)
                 row = features(map, row_validity(blanked.valid, len(map)), w, whole)
-                group = group_name(rows, preparation.leads)
+                group = group_name(rows, leads)
                 groups.setdefault(group, []).append(score(row, rule))
     return groups
 

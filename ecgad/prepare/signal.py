@@ -15,7 +15,7 @@ import numpy as np
 from ecgad.prepare.filters import bandpass, polyphase
 from ecgad.record import LEADS, Record
 
-_FROM_I_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
+FROM_I_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class Prepared:
 
 def derive(record: Record) -> Record:
     """Adds III, aVR, aVL and aVF where absent, from I and II (Einthoven, Goldberger)."""
-    absent = [lead for lead in _FROM_I_II if lead not in record.leads]
+    absent = [lead for lead in FROM_I_II if lead not in record.leads]
     if not absent or not {"I", "II"} <= set(record.leads):
         return record
     pair = [record.leads.index("I"), record.leads.index("II")]
-    made = np.array([_FROM_I_II[lead] for lead in absent], np.float32) @ record.signal[pair]
+    made = np.array([FROM_I_II[lead] for lead in absent], np.float32) @ record.signal[pair]
     both = np.broadcast_to(record.valid[pair].all(axis=0), made.shape)
     return replace(
         record,
@@ -103,7 +103,7 @@ def _is_lost(valid: np.ndarray) -> bool:
 def _without_lost(record: Record) -> Record:
     """Leaves out III, aVR, aVL and aVF where they are lost, so that `derive` makes them anew."""
     pairs = list(zip(record.leads, record.valid, strict=True))
-    kept = [i for i, (lead, ok) in enumerate(pairs) if lead not in _FROM_I_II or not _is_lost(ok)]
+    kept = [i for i, (lead, ok) in enumerate(pairs) if lead not in FROM_I_II or not _is_lost(ok)]
     if len(kept) == len(pairs) or not {"I", "II"} <= set(record.leads):
         return record
     leads = tuple(record.leads[i] for i in kept)

@@ -1,0 +1,46 @@
+"""What a lost lead does to false alarms: normals of which one lead, or two, cannot be judged.
+
+    python tests/bench_lost.py ROOT [BUNDLE]
+
+`ROOT` holds the sources of the benchmark `shipped`, whose normals are scored as they are and again
+with leads lost; printed is the share that is flagged at alpha 0.05, which should stay near it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from ecgad import load
+from ecgad.bundle import Bundle
+from ecgad.evaluate import load_sets
+from ecgad.record import LEADS, Record
+
+CHEST = LEADS[6:]
+
+
+def without(record: Record, lost: tuple[str, ...]) -> Record:
+    keep = ~np.isin(record.leads, lost)[:, None]
+    return replace(record, valid=record.valid & keep, signal=record.signal * keep)
+
+
+def flagged(model: Bundle, records: list[Record], lost: tuple[str, ...]) -> float:
+    results = [model.score(without(record, lost)) for record in records]
+    return float(np.mean([result.decision == "flagged" for result in results]))
+
+
+def main(root: Path, place: str | None = None) -> None:
+    model = load(place)
+    cases = [case for case in load_sets("shipped", root).test if case.mv and not case.abnormal]
+    records = [record for case in cases if set(LEADS) <= set((record := case.record).leads)]
+    print(f"{len(records)} normals, all leads: {flagged(model, records, ()):.3f}")
+    for lost in [*((lead,) for lead in LEADS), *combinations(CHEST, 2)]:
+        print(f"without {', '.join(lost)}: {flagged(model, records, lost):.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
