@@ -645,3 +645,15 @@ def _lacking(lacking, home, alpha):
         return SCREEN.score_files(paths, bundle, alpha)
 
     return work
+
+
+def test_a_library_that_came_or_went_since_is_named(archive, model, tmp_path, monkeypatch):
+    run = partial(screen, archive / "good", tmp_path, model=model, workers=1, quiet=True)
+    run()
+    there = folder._versions()
+    monkeypatch.setattr(folder, "_versions", lambda: there | {"new": "1"})
+    with pytest.raises(ValueError, match="new - there, 1 now"):
+        run()
+    monkeypatch.setattr(folder, "_versions", lambda: {"numpy": there["numpy"]})
+    with pytest.raises(ValueError, match="pydicom .* there, - now"):
+        run()

@@ -72,7 +72,7 @@ def plan(
     alpha: float,
     shard: str | None,
     command: str,
-    paths: Sequence[str | Path],
+    paths: Iterable[str | Path],
     every: Sequence[Path],
 ) -> Manifest:
     """A manifest before anything is scored; `places` is the shard of `every` that `paths` lead to,
@@ -92,7 +92,7 @@ def plan(
         "alpha": alpha,
         "shard": shard,
         "paths": list(map(str, paths)),
-        "from": None if all(Path(path).is_absolute() for path in paths) else str(Path.cwd()),
+        "from": None if all(place.is_absolute() for place in every) else str(Path.cwd()),
         "found": {"inputs": len(every), "sha256": fingerprint(map(str, every))},  # by all shards
         "versions": {"ecgad": __version__, "python": platform.python_version()} | _versions(),
         "started": _now(),
