@@ -252,6 +252,10 @@ def test_train_leaves_a_model_that_screens_and_no_checkpoint(run, ecg, tmp_path)
     assert not list((tmp_path / "m").glob("*checkpoint*"))
     left_out, line = err.splitlines()
     assert left_out.startswith(f"left out: {tmp_path / 'in/n000.hea'}: ")
+    command = ("train", "mmae", tmp_path / "in", "-o", tmp_path / "none", *settings)
+    assert run(*command, "--steps", 0)[0] == 0
+    assert load(tmp_path / "none").card["budget"]["steps"] == 0
+    assert "-1 steps of" in run(*command, "--steps", -1)[2]
     assert "train 2/2  loss " in line
     assert "damage AUROC 0." in line
     assert np.isfinite(bundle.score(read(tmp_path / "in/n001.hea")).score)
@@ -332,3 +336,10 @@ def test_a_terminal_that_lacks_signs_still_shows_the_rest(archive, model):
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "r00" in found.stdout
     assert found.stdout.isascii()
+
+
+def test_what_a_name_would_do_to_the_terminal_is_shown_and_not_done(run, ecg, model, tmp_path):
+    write_record(tmp_path / "in", "\x1b[31mred", ecg(1, seed=3, t=1200)[0])
+    _, out, _ = run("screen", tmp_path / "in", "-o", tmp_path / "out", "--model", model)
+    assert "\x1b" not in out
+    assert "\\x1b[31mred" in out

@@ -370,3 +370,11 @@ def test_the_command_prints_an_address_of_this_machine_and_ends_with_ctrl_c(out)
 def test_what_is_no_verdict_is_refused(client, out, body):
     assert client.post("record/0", content=body).status_code == 400
     assert history(out) == []
+
+
+def test_relative_paths_are_from_where_the_screening_was_started(ecg, tmp_path, monkeypatch):
+    write_record(tmp_path / "home/in", "r", ecg(1, seed=3, t=5000)[0])
+    monkeypatch.chdir(tmp_path / "home")
+    screen("in", tmp_path / "out", workers=1, quiet=True)
+    monkeypatch.chdir(tmp_path)
+    assert "<figcaption>r: " in start(tmp_path / "out").get("record/0").text

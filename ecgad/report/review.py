@@ -139,7 +139,8 @@ class Review:
             return {"row": row, "problem": str(error) or type(error).__name__}
 
     def _result(self, row: dict[str, Any]) -> Result:
-        bundle, pieces = self.bundle, read_hours(row["path"])
+        place = Path(self.manifest.get("from") or "", row["path"])
+        bundle, pieces = self.bundle, read_hours(place)
         if (first := next(pieces)).source_sha256 != row["source_sha256"]:
             raise ValueError(
                 f"{row['path']} has changed since it was screened: its sha256 was "
