@@ -29,6 +29,8 @@ from numpy.typing import ArrayLike
 
 from ecgad.record import FLAGGED, NOT_ASSESSABLE, NOT_FLAGGED
 
+NAMED = 2  # leads that are lost, up to which a calibration group is of those very leads
+
 
 def p_values(calibration: ArrayLike, scores: ArrayLike) -> np.ndarray:
     """Split-conformal p-values (m,) of `scores` (m,) among `calibration` (n,), higher is stranger.
@@ -82,11 +84,12 @@ class Calibration:
 def group_name(lost: Sequence[int], leads: Sequence[str]) -> str:
     """The group of records in which the `lost` ones of a model's `leads` cannot be judged.
 
-    By their number, and by the lead where it is one: normals without V1 score lower than normals
-    without aVR, and a site loses the same lead again and again.
+    By their number, and by name where they are one or two: normals without V1 score lower than
+    normals without aVR, and a site loses the same lead again and again.
     """
     number = f"{len(leads) - len(lost)} of {len(leads)} leads"
-    return f"{number}, without {leads[lost[0]]}" if len(lost) == 1 else number
+    named = " and ".join(leads[i] for i in sorted(lost))
+    return f"{number}, without {named}" if 0 < len(lost) <= NAMED else number
 
 
 def decide(p_value: float | None, alpha: float) -> str:

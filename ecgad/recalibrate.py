@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from ecgad.bundle import Bundle, evidence
-from ecgad.calibrate import Calibration, group_name
+from ecgad.calibrate import NAMED, Calibration, group_name
 from ecgad.export import Run
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import FROM_I_II, Preparation, Prepared, prepare
@@ -91,9 +92,9 @@ def calibration_scores(
 ) -> dict[str, list[float]]:
     """The scores of `normals` by `group_name`.
 
-    For groups without a lead the records are scored again without it; for those of "10 of 12 leads"
-    and so on, with that many leads, drawn by chance for each record. Leads that `prepare` derives
-    when they are lost stay.
+    For groups without a lead, or two, the records are scored again without them; for those of
+    "9 of 12 leads" and so on, with that many leads, drawn by chance for each record. Leads that
+    `prepare` derives when they are lost stay.
     """
     rng, leads = np.random.default_rng((seed, 1)), preparation.leads
     derived = FROM_I_II if {"I", "II"} <= set(leads) else ()
@@ -101,8 +102,8 @@ def calibration_scores(
     groups: dict[str, list[float]] = {}
     for missing in range(min(len(leads) - preparation.min_leads, len(own)) + 1):
         for prepared in normals:
-            drawn = rng.permutation(own)[:missing].tolist()
-            for rows in [[i] for i in own] if missing == 1 else [drawn]:
+            drawn = [rng.permutation(own)[:missing].tolist()]
+            for rows in combinations(own, missing) if missing <= NAMED else drawn:
                 blanked = _blank(prepared, rows)
                 map, w = evidence(run, blanked)
                 row = features(map, row_validity(blanked.valid, len(map)), w, whole)
@@ -119,5 +120,5 @@ def fingerprint(sources: Iterable[str]) -> str:
 def _blank(prepared: Prepared, rows: Sequence[int]) -> Prepared:
     """A prepared record as if the leads in `rows` had not been recorded."""
     windows, valid = prepared.windows.copy(), prepared.valid.copy()
-    windows[:, rows], valid[rows] = 0, False
+    windows[:, list(rows)], valid[list(rows)] = 0, False
     return replace(prepared, windows=windows, valid=valid)

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -182,12 +183,17 @@ def test_calibration_scores_are_those_of_the_calibration_records_alone(ecg: Ecg,
                 for p in normals.calibration]  # fmt: skip
     np.testing.assert_allclose(groups["12 of 12 leads"], expected, rtol=1e-3)
     assert {len(scores) for scores in groups.values()} == {6}
-    alone = {f"11 of 12 leads, without {lead}" for lead in ("I", "II", *LEADS[6:])}  # the others
-    # are derived when they are lost
-    assert set(groups) == {f"{12 - k} of 12 leads" for k in (0, 2, 3, 4)} | alone
-    without = np.stack([np.delete(p.windows[0], 6, axis=0) for p in normals.calibration])
-    expected = (np.log(np.abs(without).mean((1, 2))) - np.mean(held_out)) / np.std(held_out)
-    np.testing.assert_allclose(groups["11 of 12 leads, without V1"], expected, rtol=1e-3)
+    own = ("I", "II", *LEADS[6:])  # the others are derived when they are lost
+    alone = {f"11 of 12 leads, without {lead}" for lead in own}
+    alone |= {f"10 of 12 leads, without {a} and {b}" for a, b in combinations(own, 2)}
+    assert set(groups) == {f"{12 - k} of 12 leads" for k in (0, 3, 4)} | alone
+    for name, rows in (
+        ("11 of 12 leads, without V1", 6),
+        ("10 of 12 leads, without II and V1", [1, 6]),
+    ):
+        without = np.stack([np.delete(p.windows[0], rows, axis=0) for p in normals.calibration])
+        expected = (np.log(np.abs(without).mean((1, 2))) - np.mean(held_out)) / np.std(held_out)
+        np.testing.assert_allclose(groups[name], expected, rtol=1e-3)
     assert not {p.windows.tobytes() for p in normals.train} & set(seen)
 
 
