@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ecgad import __version__
-from ecgad.calibrate import Calibration, check_alpha, decide, group_name
+from ecgad.calibrate import Calibration, check_alpha, decide, group_names
 from ecgad.export import Run, run_onnx
 from ecgad.hours import in_turn, joined_maps, together
 from ecgad.prepare.quality import assess
@@ -202,9 +202,9 @@ class Bundle:
         )
 
     def _group(self, prepared: Prepared) -> str:
-        """That of the lead that is lost, or where a model has none of it, of their number."""
-        group = group_name(prepared.lost, self.preparation.leads)
-        return group if group in self.calibration.groups else group.split(",")[0]
+        """The first of its groups that the calibration has."""
+        names = group_names(prepared.lost, self.preparation.leads)
+        return next((name for name in names if name in self.calibration.groups), names[-1])
 
     def _judged(self, look: Look, prepared: Prepared, judgement: Judgement, alpha: float) -> Result:
         value, p_value, rows, standing = judgement

@@ -81,15 +81,15 @@ class Calibration:
         return self.groups[group]
 
 
-def group_name(lost: Sequence[int], leads: Sequence[str]) -> str:
-    """The group of records in which the `lost` ones of a model's `leads` cannot be judged.
+def group_names(lost: Sequence[int], leads: Sequence[str]) -> tuple[str, ...]:
+    """The groups for records in which the `lost` ones of a model's `leads` cannot be judged.
 
-    By their number, and by name where they are one or two: normals without V1 score lower than
-    normals without aVR, and a site loses the same lead again and again.
+    First the one of those very leads, if they are few: normals without V1 score lower than normals
+    without V5, and a site loses the same lead again and again. Last the one of their number.
     """
     number = f"{len(leads) - len(lost)} of {len(leads)} leads"
     named = " and ".join(leads[i] for i in sorted(lost))
-    return f"{number}, without {named}" if 0 < len(lost) <= NAMED else number
+    return (f"{number}, without {named}", number) if 0 < len(lost) <= NAMED else (number,)
 
 
 def decide(p_value: float | None, alpha: float) -> str:

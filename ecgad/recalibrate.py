@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgad.bundle import Bundle, evidence
-from ecgad.calibrate import NAMED, Calibration, group_name
+from ecgad.calibrate import NAMED, Calibration, group_names
 from ecgad.export import Run
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import FROM_I_II, Preparation, Prepared, prepare
@@ -90,25 +90,31 @@ def calibration_scores(
     rule: Rule,
     seed: int,
 ) -> dict[str, list[float]]:
-    """The scores of `normals` by `group_name`.
+    """The scores of `normals` by `group_names`.
 
-    For groups without a lead, or two, the records are scored again without them; for those of
-    "9 of 12 leads" and so on, with that many leads, drawn by chance for each record. Leads that
-    `prepare` derives when they are lost stay.
+    Each record is scored again without each lead and each two, and once without as many as a group
+    by number lacks, drawn by chance. Leads that `prepare` derives when they are lost stay, as long
+    as there are others.
     """
     rng, leads = np.random.default_rng((seed, 1)), preparation.leads
     derived = FROM_I_II if {"I", "II"} <= set(leads) else ()
     own = [i for i, lead in enumerate(leads) if lead not in derived]
     groups: dict[str, list[float]] = {}
-    for missing in range(min(len(leads) - preparation.min_leads, len(own)) + 1):
+
+    def add(name: str, prepared: Prepared, lost: Sequence[int]) -> None:
+        blanked = _blank(prepared, lost)
+        map, w = evidence(run, blanked)
+        row = features(map, row_validity(blanked.valid, len(map)), w, whole)
+        groups.setdefault(name, []).append(score(row, rule))
+
+    for missing in range(len(leads) - preparation.min_leads + 1):
+        pool = own if missing <= len(own) else range(len(leads))
         for prepared in normals:
-            drawn = [rng.permutation(own)[:missing].tolist()]
-            for rows in combinations(own, missing) if missing <= NAMED else drawn:
-                blanked = _blank(prepared, rows)
-                map, w = evidence(run, blanked)
-                row = features(map, row_validity(blanked.valid, len(map)), w, whole)
-                group = group_name(rows, leads)
-                groups.setdefault(group, []).append(score(row, rule))
+            for lost in combinations(own, missing) if missing <= NAMED else ():
+                add(group_names(lost, leads)[0], prepared, lost)
+            if missing:
+                lost = rng.permutation(pool)[:missing].tolist()
+                add(group_names(lost, leads)[-1], prepared, lost)
     return groups
 
 
@@ -117,8 +123,8 @@ def fingerprint(sources: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sources).encode(errors="backslashreplace")).hexdigest()
 
 
-def _blank(prepared: Prepared, rows: Sequence[int]) -> Prepared:
-    """A prepared record as if the leads in `rows` had not been recorded."""
+def _blank(prepared: Prepared, lost: Sequence[int]) -> Prepared:
+    """A prepared record as if the leads in the rows `lost` had not been recorded."""
     windows, valid = prepared.windows.copy(), prepared.valid.copy()
-    windows[:, list(rows)], valid[list(rows)] = 0, False
+    windows[:, list(lost)], valid[list(lost)] = 0, False
     return replace(prepared, windows=windows, valid=valid)

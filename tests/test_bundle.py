@@ -23,6 +23,7 @@ from ecgad.methods import build
 from ecgad.parts.detector import Detector
 from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.read import read
+from ecgad.recalibrate import calibration_scores
 from ecgad.record import LEADS, NOT_ASSESSABLE, Record
 from ecgad.score import fit_rule
 from ecgad.screen.rows import result_row
@@ -153,6 +154,42 @@ def test_a_record_without_a_lead_is_compared_with_records_without_one(model: Bun
     assert older.score(blanked).p_group == "11 of 12 leads"
 
 
+@pytest.mark.parametrize(
+    ("lost", "group"),
+    [
+        (["V3", "V1"], "10 of 12 leads, without V1 and V3"),
+        (["I", "III"], "10 of 12 leads"),  # III is not derived without I
+        (["V1", "V2", "V3"], "9 of 12 leads"),
+    ],
+)
+def test_any_leads_that_are_lost_have_a_group(
+    model: Bundle, one: Record, lost: list[str], group: str
+):
+    keep = ~np.isin(LEADS, lost)[:, None]
+    found = model.score(replace(one, signal=one.signal * keep, valid=one.valid & keep))
+    assert found.p_group == group
+    assert found.p_value is not None
+
+
+def test_a_limb_lead_that_cannot_be_derived_anew_has_a_group(model: Bundle, one: Record):
+    valid = one.valid.copy()
+    valid[0, 600:] = valid[1, :400] = False  # I and II are there for 6 s each, together for 2
+    valid[2] = False
+    assert model.score(replace(one, valid=valid)).p_group == "11 of 12 leads"
+
+
+def test_a_model_that_needs_one_lead_has_a_group_for_any_number(ecg: Ecg):
+    parts = [[prepare(record(mv), Preparation()) for mv in ecg(2, seed=s, t=1000)] for s in (1, 2)]
+    little = Preparation(min_leads=1)
+    rule = fit_rule(
+        [p.windows[0] for p in parts[0]], [p.valid for p in parts[0]], [np.zeros(0)] * 2, (),
+        ("mean",), 3,
+    )  # fmt: skip
+    run = lambda x: (np.abs(x), np.zeros((len(x), 0)))  # noqa: E731
+    groups = calibration_scores(run, parts[1], little, (), rule, seed=0)
+    assert {f"{n} of 12 leads" for n in range(1, 13)} <= set(groups)
+
+
 def test_an_absent_lead_makes_a_record_limited_and_says_so(model: Bundle, one: Record):
     eleven = replace(one, signal=one.signal[:-1], valid=one.valid[:-1], leads=LEADS[:-1])
     assert model.score(eleven).quality == ("limited", ("11 of 12 leads are there",))
@@ -186,7 +223,7 @@ def test_calibration_scores_are_those_of_the_calibration_records_alone(ecg: Ecg,
     own = ("I", "II", *LEADS[6:])  # the others are derived when they are lost
     alone = {f"11 of 12 leads, without {lead}" for lead in own}
     alone |= {f"10 of 12 leads, without {a} and {b}" for a, b in combinations(own, 2)}
-    assert set(groups) == {f"{12 - k} of 12 leads" for k in (0, 3, 4)} | alone
+    assert set(groups) == {f"{12 - k} of 12 leads" for k in range(5)} | alone
     for name, rows in (
         ("11 of 12 leads, without V1", 6),
         ("10 of 12 leads, without II and V1", [1, 6]),
@@ -340,7 +377,7 @@ def test_the_damage_probe_finds_the_leads_by_name(ecg: Ecg):
     ]
     fit_to = Preparation()
     tell, same = (damage_probe(records, fit_to) for records in (given, turned))
-    model = knn_of_zero(fit_to)
+    model = untrained(fit_to)
     assert tell is not None
     assert same is not None
     assert same(model) == tell(model)
@@ -348,7 +385,7 @@ def test_the_damage_probe_finds_the_leads_by_name(ecg: Ecg):
     assert damage_probe(eight, fit_to) is None
 
 
-def knn_of_zero(preparation: Preparation) -> Detector:
+def untrained(preparation: Preparation) -> Detector:
     """Untrained: that it gives some number is enough."""
     torch.manual_seed(0)
     return build("pca", preparation.shape, {})

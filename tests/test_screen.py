@@ -33,6 +33,7 @@ from ecgad.screen.rows import counts, strangest
 from ecgad.screen.workers import run_chunks
 
 SCREEN = importlib.import_module("ecgad.screen")  # `ecgad.screen` is the function
+SCORER = SCREEN._scorer
 ROOT = Path(__file__).parent.parent
 
 
@@ -620,15 +621,9 @@ def test_a_name_that_is_no_utf8_and_one_that_ends_a_line_are_rows(ecg, model, tm
 def test_a_machine_that_lacks_something_stops_the_run_and_fails_no_record(
     archive, model, tmp_path, monkeypatch, workers
 ):
-    """A full temporary folder here: `wfdb` reads some formats through one."""
-    lacking = tmp_path / "lacking"
-    lacking.touch()
-    monkeypatch.setattr(folder, "part", folder.part)  # as in a run without the fault
-    make = partial(_lacking, str(lacking))
-    monkeypatch.setattr(SCREEN, "_scorer", lambda home, alpha: make(home, alpha))
+    (lacking := tmp_path / "lacking").touch()
+    monkeypatch.setattr(SCREEN, "_scorer", partial(_lacking, lacking))
     run = partial(screen, archive, tmp_path / "out", model=model, workers=workers, quiet=True)
-    if workers == 2:
-        monkeypatch.setattr(SCREEN, "_scorer", make)
     with pytest.raises(OSError, match="mend that, and the same command carries on") as caught:
         run()
     assert caught.value.errno == errno.ENOSPC
@@ -636,15 +631,21 @@ def test_a_machine_that_lacks_something_stops_the_run_and_fails_no_record(
     assert counts(run())["failed"] == 4
 
 
-def _lacking(lacking, home, alpha):
-    bundle = load(home)
+def _lacking(lacking, *given):
+    """A process in which nothing can be read while the file `lacking` is there."""
+    work, read = SCORER(*given), SCREEN.read_hours
 
-    def work(paths):
-        if Path(lacking).exists():
-            SCREEN._failure(paths[0], OSError(errno.ENOSPC, "No space left on device"), bundle)
-        return SCREEN.score_files(paths, bundle, alpha)
+    def read_or_not(path):
+        if lacking.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return read(path)
 
-    return work
+    def tried(paths):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SCREEN, "read_hours", read_or_not)
+            return work(paths)
+
+    return tried
 
 
 def test_a_library_that_came_or_went_since_is_named(archive, model, tmp_path, monkeypatch):

@@ -63,7 +63,8 @@ def build(name: str, shape: tuple[int, ...], settings: Mapping[str, Any] | None 
 
 
 def as_settings(pairs: Iterable[str] | None) -> dict[str, str]:
-    """
+    """Words as they are typed, for `build`. Raises `ValueError` for one without name or value.
+
     >>> as_settings(["width=32", "segment=8,8"])
     {'width': '32', 'segment': '8,8'}
     """
@@ -75,7 +76,8 @@ def as_settings(pairs: Iterable[str] | None) -> dict[str, str]:
 
 
 def as_shape(sizes: str) -> tuple[int, ...]:
-    """
+    """A record's shape as it is typed. Raises `ValueError` unless it is two or three sizes.
+
     >>> as_shape("3x224x224")
     (3, 224, 224)
     """

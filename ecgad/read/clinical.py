@@ -26,7 +26,7 @@ FORMATS = "DICOM, GE MUSE XML, Philips XML, HL7 aECG, SCP-ECG, Mortara XML, MFER
 INSTALL = "pip install 'ecgad[formats]'"
 
 _PARSERS = ("DICOMWaveform", "GEMuseXML", "SierraXML", "HL7aECG", "SCPECG", "MortaraEL250")
-_PARSERS += ("MFER", "EDF", "ISHNEHolter", "AliveCorKardia")
+_PARSERS += ("MFER", "EDF", "ISHNEHolter")
 _PULSE_MV = 1.0  # the height of a calibration pulse
 
 

@@ -212,7 +212,8 @@ def _score_parts(
     }
     total = len(manifest["inputs"])
     done = total - sum(map(len, missing.values()))
-    make, lost = partial(_scorer, home, manifest["alpha"]), partial(_lost, home)
+    make = partial(_scorer, home, manifest["alpha"], manifest.get("from"))
+    lost = partial(_lost, home)
     try:
         with (
             Progress("scoring", "records", total, done, quiet) as progress,
@@ -226,8 +227,10 @@ def _score_parts(
         folder.write_manifest(out, manifest)
 
 
-def _scorer(home: Path, alpha: float) -> Callable[[Sequence[str]], list[Row]]:
-    """What a process does with paths; it loads the model once."""
+def _scorer(home: Path, alpha: float, here: str | None) -> Callable[[Sequence[str]], list[Row]]:
+    """What a process does with paths, relative ones from `here`; it loads the model once."""
+    if here:
+        os.chdir(here)
     bundle = load(home)
     return lambda paths: score_files(paths, bundle, alpha)
 

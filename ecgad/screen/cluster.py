@@ -12,13 +12,11 @@ machines.
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from ecgad.screen.workers import Done, GiveUp, Make, Work, one_by_one
@@ -49,7 +47,7 @@ def _round(
 ) -> Generator[Done]:
     """Tries each chunk once; `missing` keeps those whose process or node died."""
     task = ray.remote(num_cpus=1, max_retries=0)(_work)
-    recipe = ray.cloudpickle.dumps((make, str(Path.cwd())))
+    recipe = ray.cloudpickle.dumps(make)
     waiting, running = deque(missing.items()), {}
     try:
         while waiting or running:
@@ -94,13 +92,8 @@ def _work(recipe: bytes, number: int, items: Sequence[Any]) -> Done:
 
 @lru_cache(maxsize=1)
 def _made(recipe: bytes) -> Work:
-    """Loads the model once in each process, which Ray uses again for the next chunk.
-
-    Relative paths are from where the screening was started.
-    """
-    make, here = pickle.loads(recipe)
-    os.chdir(here)
-    return make()
+    """Loads the model once in each process, which Ray uses again for the next chunk."""
+    return pickle.loads(recipe)()
 
 
 def _connected() -> Any:
