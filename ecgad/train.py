@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from ecgad.parts.detector import Detector, Stage
@@ -118,7 +117,7 @@ class _StageRun:
         self.training = training
         self.steps = max(round(budget.steps * stage.share), 1)
         self.optimizer = torch.optim.AdamW(
-            _decay_groups(stage.parameters, budget.weight_decay), lr=budget.lr, betas=(0.9, 0.95)
+            _groups(stage, budget.weight_decay), lr=budget.lr, betas=(0.9, 0.95)
         )
 
     def train(
@@ -155,8 +154,9 @@ class _StageRun:
         torch.manual_seed(int(rng.integers(2**62)))
         index = rng.choice(len(self.x), self.budget.batch, replace=len(self.x) < self.budget.batch)
         batch = torch.from_numpy(self.x[np.sort(index)].astype(np.float32)).to(self.device)
+        rate = self.budget.lr * _schedule(step, self.steps, self.budget)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.budget.lr * _schedule(step, self.steps, self.budget)
+            group["lr"] = group["pace"] * rate
         loss = self.stage.loss(batch)
         if not math.isfinite(value := loss.item()):
             raise FloatingPointError(f"loss is {value} at step {step + 1} of {self.stage.name!r}")
@@ -212,11 +212,14 @@ def _warm_up_batches(x: np.ndarray, budget: Budget, seed: int, device: str) -> I
         yield torch.from_numpy(x[rows].astype(np.float32)).to(device)
 
 
-def _decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict]:
-    """Weight decay on matrices only: none on biases, norms and vectors."""
+def _groups(stage: Stage, weight_decay: float) -> list[dict]:
+    """Parameters by their pace; weight decay on matrices only: none on biases, norms, vectors."""
+    alike: dict[tuple[bool, float], list] = {}
+    for p in stage.parameters:
+        alike.setdefault((p.ndim >= 2, stage.pace.get(p, 1.0)), []).append(p)
     return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": found, "weight_decay": weight_decay if matrix else 0.0, "pace": pace}
+        for (matrix, pace), found in alike.items()
     ]
 
 

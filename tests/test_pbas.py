@@ -65,7 +65,7 @@ def test_a_centre_follows_the_mean_of_its_own_features_and_one_without_any_stays
 
 
 def test_one_centre_is_the_mean_of_the_first_batch_and_then_follows_each_next_one():
-    x = torch.randn(30, 2, 40) * 2 + 1
+    x = torch.randn(23, 2, 40) * 2 + 1
     pb = model(ema=0.25)
     pb.warm_up(iter(x.split(10)))
     one, two, three = (pb.features(part).flatten(0, 1).mean(0) for part in x.split(10))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ecgad.parts.detector import Detector, Evidence, Stage
-from ecgad.train import Budget, Progress, _decay_groups, _schedule, fit
+from ecgad.train import Budget, Progress, _schedule, fit
 
 
 class TwoStages(Detector):
@@ -161,11 +161,23 @@ def test_the_rate_can_be_held_at_its_peak_before_it_falls():
     assert rates[-1] < 1e-4
 
 
-def test_only_matrices_decay():
-    matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-    decayed, free = _decay_groups([matrix, vector], 0.05)
-    assert (decayed["params"], decayed["weight_decay"]) == ([matrix], 0.05)
-    assert (free["params"], free["weight_decay"]) == ([vector], 0.0)
+class Still(TwoStages):
+    """Nothing that the loss depends on: what moves is what decays."""
+
+    def stages(self):
+        self.matrices = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+        self.vector = nn.Parameter(torch.ones(2))
+        learned = [*self.matrices, self.vector]
+        pace = {self.matrices[1]: 0.1}
+        return [Stage("one", learned, lambda x: 0 * sum(p.sum() for p in learned), pace=pace)]
+
+
+def test_only_matrices_decay_and_at_their_own_pace():
+    model = Still()
+    fit(model, data(), seed=0, budget=Budget(1, 16, 0.1, weight_decay=0.5, warm_up=0))
+    assert model.vector.tolist() == [1, 1]
+    fast, slow = (matrix.unique().item() for matrix in model.matrices)
+    assert (fast, slow) == pytest.approx((0.95, 0.995))
 
 
 @pytest.mark.parametrize(

@@ -285,18 +285,21 @@ class _Head(nn.Module):
 
 
 def focal(found: Tensor, wanted: Tensor, gamma: float = 2.0) -> Tensor:
-    """Mean of -(1 - p)^gamma log p, p being the probability of the class that is right."""
-    p = torch.where(wanted > 0.5, found, 1 - found).clamp_min(1e-5)
+    """Mean of -(1 - p)^gamma log p, p being the probability of the class that is right.
+
+    1e-5 is added to p, as in the release: a clamp would leave without gradient what is most wrong.
+    """
+    p = torch.where(wanted > 0.5, found, 1 - found) + 1e-5
     return (-((1 - p) ** gamma) * p.log()).mean()
 
 
 def slowed(e: Tensor, d: Tensor, easy: float) -> Tensor:
-    """`d`, whose gradient is a tenth at the `easy` share of tokens that already are like `e`."""
+    """`d`, whose gradient is a tenth at the `easy` share of each group's tokens most like `e`."""
     with torch.no_grad():
-        far = 1 - cosine(e, d)  # (b, groups, n)
-        count = int(easy * far.numel())
-        least = far.flatten().kthvalue(count).values if count else -torch.inf
-        rate = torch.where(far > least, 1.0, SLOW).unsqueeze(-1)
+        far = (1 - cosine(e, d)).transpose(0, 1)  # (groups, b, n)
+        count = int(easy * far[0].numel())
+        least = far.flatten(1).kthvalue(count).values[:, None, None] if count else -torch.inf
+        rate = torch.where(far > least, 1.0, SLOW).transpose(0, 1).unsqueeze(-1)
     return d.detach() + rate * (d - d.detach())
 
 

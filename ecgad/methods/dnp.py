@@ -30,8 +30,7 @@ chooses on its test set; the training loop of this project does neither. Its min
 bound, ours is 10. With the balance a total collapse is undone, without it stays. On CPSC2018, when
 it was left out of the training, 5.3 to 5.4 of the 6 prototypes were in use (`used`, three seeds).
 
-The encoder learns at `pace` times the rate of the rest. Its weights w are kept as w / pace: the
-steps of Adam do not depend on a parameter's scale, so those of w are `pace` times as long.
+The encoder learns at `pace` times the rate of the rest.
 
 For electrocardiograms: what is changed in each beat (a bundle branch block) is a prototype of its
 record, and is rebuilt well. Against this stands a guard: `prototypes` is the largest distance of a
@@ -53,10 +52,9 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ecgad.parts import encoders
-from ecgad.parts.detector import Detector, Evidence
+from ecgad.parts.detector import Detector, Evidence, Stage
 from ecgad.parts.layers import CrossAttention, initialise
 from ecgad.parts.normality import Bank
 
@@ -107,7 +105,7 @@ class Model(Detector):
         if c.depth < self.groups:
             raise ValueError(f"depth is {c.depth}; {self.groups} groups need as many blocks")
         self.teacher = _frozen(self.encoder)
-        self.learned = _slow(self.encoder, shape, c.pace) if c.pace else []
+        self.learned = _thawed(self.encoder, shape) if c.pace else []
         self.extractor = _Extractor(d, c)
         self.bottleneck = _mlp(d, c)
         self.decoder = nn.ModuleList(_Guided(d, c) for _ in range(c.depth))
@@ -116,6 +114,11 @@ class Model(Detector):
         self.register_buffer("centre", torch.zeros(c.prototypes, d))
         self.register_buffer("deviation", torch.ones(c.prototypes, d))
         self.bank = Bank(c.bank, d)
+
+    def stages(self) -> list[Stage]:
+        pace = {self.encoder.get_parameter(name): self.config.pace for name in self.learned}
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return [Stage("train", parameters, self.loss, pace=pace)]
 
     def warm_up(self, batches: Iterable[Tensor]) -> None:
         self.encoder.warm_up(batches)
@@ -159,9 +162,9 @@ class Model(Detector):
     @torch.no_grad()
     def follow(self) -> None:
         """The teacher's weights go a little way to the encoder's."""
-        for path, name in self.learned:
-            its = self.teacher.get_submodule(path).get_buffer(name)
-            its.lerp_(getattr(self.encoder.get_submodule(path), name), 1 - self.config.ema)
+        for name in self.learned:
+            its = self.encoder.get_parameter(name)
+            self.teacher.get_buffer(name).lerp_(its, 1 - self.config.ema)
 
     def used(self, x: Tensor) -> Tensor:
         """How many prototypes each record uses, exp of the entropy of what they own: (b,)."""
@@ -271,37 +274,17 @@ def _mlp(width: int, c: Config) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
-class _Slow(nn.Module):
-    """A weight kept as w / pace."""
-
-    def __init__(self, pace: float) -> None:
-        super().__init__()
-        self.pace = pace
-
-    def forward(self, kept: Tensor) -> Tensor:
-        return self.pace * kept
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        return weight / self.pace
-
-
-def _slow(encoder: encoders.Encoder, shape: tuple[int, ...], pace: float) -> list[tuple[str, str]]:
-    """Lets the weights that its tokens depend on learn; gives the module and name of each."""
+def _thawed(encoder: encoders.Encoder, shape: tuple[int, ...]) -> list[str]:
+    """Lets the weights that its tokens depend on learn; gives their names."""
     weights = dict(encoder.requires_grad_(True).named_parameters())
     if not weights:
         return []
     slopes = torch.autograd.grad(
         encoder(torch.zeros(1, *shape)).sum(), list(weights.values()), allow_unused=True
     )
-    encoder.requires_grad_(False)
-    found = []
-    for name, slope in zip(weights, slopes, strict=True):
-        if slope is not None:
-            path, _, last = name.rpartition(".")
-            weights[name].requires_grad_(True)
-            parametrize.register_parametrization(encoder.get_submodule(path), last, _Slow(pace))
-            found.append((path, last))
-    return found
+    for weight, slope in zip(weights.values(), slopes, strict=True):
+        weight.requires_grad_(slope is not None)
+    return [name for name, weight in weights.items() if weight.requires_grad]
 
 
 def _frozen(encoder: encoders.Encoder) -> encoders.Encoder:

@@ -118,8 +118,8 @@ class Model(Detector):
         for u in tokens:
             centres = align(centres, u, self.config.ema)
         self.get_buffer("centres").copy_(centres)
-        radii = [away(self.features(x), centres).norm(dim=-1).mean() for x in batches]
-        self.get_buffer("unit").copy_(torch.stack(radii).mean())
+        radii = [away(self.features(x), centres).norm(dim=-1) for x in batches]  # (b, n) each
+        self.get_buffer("unit").copy_(torch.cat(radii).mean())
 
     def loss(self, x: Tensor) -> Tensor:
         """L_c + L_bce, L_c in units of the radius before learning."""

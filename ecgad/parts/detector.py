@@ -12,8 +12,8 @@ first two, and a record's evidence depends on that record and the model alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ class Stage:
     parameters: list[nn.Parameter]
     loss: Callable[[Tensor], Tensor]  # (b, c, *grid) of normals -> scalar
     share: float = 1.0  # of the training budget; the shares of all stages sum to 1
+    pace: Mapping[nn.Parameter, float] = field(default_factory=dict)  # of the rate, where not 1
 
 
 class Detector(nn.Module, ABC):
