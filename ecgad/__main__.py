@@ -150,7 +150,7 @@ def train(
         name: The model's name; that of the method if absent.
     """
     from ecgad.evaluate import load_sets, progress_line, trained
-    from ecgad.learn import train as learn
+    from ecgad.learn import train_into
     from ecgad.methods import as_settings
     from ecgad.recalibrate import readable
     from ecgad.train import Budget
@@ -165,19 +165,13 @@ def train(
             device=device, report=tell,
         )  # fmt: skip
     else:
-        records = list(readable(data, tell))
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoint = out / "checkpoint.pt"
-        if checkpoint.exists():
-            tell(f"carrying on from {checkpoint}")
-        bundle = learn(
-            method, records, seed=seed, settings=chosen, device=device,
-            budget=Budget(steps=Budget.steps if steps is None else steps), checkpoint=checkpoint,
+        if (out / "checkpoint.pt").exists():
+            tell(f"carrying on from {out / 'checkpoint.pt'}")
+        bundle = train_into(
+            out, method, readable(data, tell), id=name, seed=seed, settings=chosen, device=device,
+            budget=Budget(steps=Budget.steps if steps is None else steps),
             report=lambda progress: tell(progress_line(progress)),
         )  # fmt: skip
-        bundle.card["id"] = name or method
-        bundle.save(out)
-        checkpoint.unlink(missing_ok=True)
     if not quiet:
         _print(f"{bundle.id} is in {out}; try: ecgad screen PATH -o results --model {out}")
     return OK
@@ -267,17 +261,28 @@ def export(bundle: Path, /, *, quiet: Quiet = False) -> int:
 
 
 @app.command
-def report(out: Path, /, *, quiet: Quiet = False) -> int:
-    """Write the report of a screening anew.
+def report(
+    out: Path, /, *, fhir: Path | None = None, annotations: Path | None = None, quiet: Quiet = False
+) -> int:
+    """Write the report of a screening anew; also as FHIR or WFDB annotations, where asked for.
 
     Args:
         out: Folder of a screening.
+        fhir: File for HL7 FHIR R4 Observations, one a line (.ndjson).
+        annotations: Folder for WFDB annotations, one file a record (.ecgad).
     """
+    from ecgad.report.annotations import write_annotations
+    from ecgad.report.fhir import write_fhir
     from ecgad.report.html import write_report
 
-    page = write_report(out)
+    told = [str(write_report(out))]
+    if fhir:
+        told.append(f"{fhir}: {write_fhir(out, fhir)} Observations")
+    if annotations:
+        done, not_done = write_annotations(out, annotations)
+        told.append(f"{annotations}: {done} records; {not_done} not scored or not of WFDB")
     if not quiet:
-        _print(str(page))
+        _print(*told)
     return OK
 
 
@@ -347,7 +352,9 @@ def main(tokens: Iterable[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        _complain(_in_words(error))
+        from ecgad.report.terminal import error_words
+
+        _complain(error_words(error, WRONG_USE))
         sys.exit(_exit_code(error))
 
 
@@ -359,27 +366,14 @@ def _run(tokens: list[str]) -> int:
 def _exit_code(error: Exception) -> int:
     from ecgad.screen import NothingToScore
 
-    if isinstance(error, NothingToScore):
-        return NOTHING
-    return USAGE if isinstance(error, WRONG_USE) else NOTHING
-
-
-def _in_words(error: Exception) -> str:
-    from ecgad.report.terminal import what_to_install
-
-    if isinstance(error, ModuleNotFoundError) and (words := what_to_install(error)):
-        return words
-    if isinstance(error, WRONG_USE):
-        return str(error)
-    return f"{type(error).__name__}: {error} (--debug shows where)"
+    wrong = isinstance(error, WRONG_USE) and not isinstance(error, NothingToScore)
+    return USAGE if wrong else NOTHING
 
 
 def _print(*parts: Any) -> None:
-    from rich.console import Console
+    from ecgad.report.terminal import show
 
-    console = Console(highlight=False)
-    for part in parts:
-        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+    show(*parts)
 
 
 def _print_json(value: Any, indent: int | None = 1) -> None:

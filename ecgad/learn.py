@@ -98,6 +98,23 @@ def train(
     )  # fmt: skip
 
 
+def train_into(
+    folder: Path, method: str, records: Iterable[Record], *, id: str | None = None, **how: Any
+) -> Bundle:
+    """As `train`, into `folder`; killed and started again, it carries on from its checkpoint.
+
+    Raises `ValueError` when that is of another training.
+    """
+    records = list(records)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    bundle = train(method, records, checkpoint=checkpoint, **how)
+    bundle.card["id"] = id or method
+    bundle.save(folder)
+    checkpoint.unlink(missing_ok=True)
+    return bundle
+
+
 def learn(
     method: str,
     normals: Normals,

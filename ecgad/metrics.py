@@ -111,7 +111,7 @@ def bootstrap(
     patients without one are drawn separately, each as many as there are. A resample that misses a
     class all the same, possible where patients have records of both, is drawn again.
     """
-    y, s, groups = np.asarray(y), np.asarray(s), np.asarray(groups)
+    y, s, groups = np.asarray(y, dtype=int), np.asarray(s), np.asarray(groups)
     if not len(y) == len(s) == len(groups) > 0:
         raise ValueError(f"{len(y)} labels, {len(s)} scores, {len(groups)} groups; one each needed")
     patients = _Patients(groups, y)

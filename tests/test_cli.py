@@ -237,6 +237,18 @@ def test_report_is_written_anew(run, archive, model, tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 1000
 
 
+def test_report_also_writes_fhir_and_annotations(run, archive, model, tmp_path):
+    run(*screening(archive, tmp_path, model, "--quiet"))
+    fhir, marks = tmp_path / "s.ndjson", tmp_path / "a"
+    code, out, _ = run("report", tmp_path, "--fhir", fhir, "--annotations", marks)
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        f"{fhir}: 10 Observations", f"{marks}: 4 records; 6 not scored or not of WFDB"
+    ]  # fmt: skip
+    assert len(fhir.read_text("utf-8").splitlines()) == 10
+    assert len(list(marks.rglob("*.ecgad"))) == 4
+
+
 def test_train_leaves_a_model_that_screens_and_no_checkpoint(run, ecg, tmp_path):
     for i, mv in enumerate(ecg(100, seed=5, t=1000)):
         write_record(tmp_path / "in", f"n{i:03d}", mv, rate=f"{RATE_HZ}")

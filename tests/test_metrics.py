@@ -180,6 +180,12 @@ def test_the_seed_alone_decides_the_interval():
     assert one == same != other
 
 
+def test_labels_may_be_bool():
+    y, s, groups = patients(40, 2, 1.0, np.random.default_rng(0))
+    found = bootstrap(auroc, y.astype(bool), s, groups, n=50, seed=1)
+    assert found == bootstrap(auroc, y, s, groups, n=50, seed=1)
+
+
 def test_a_thousand_resamples_of_two_thousand_records_take_seconds():
     data = patients(1000, 2, 1.0, np.random.default_rng(0))
     started = time.process_time()

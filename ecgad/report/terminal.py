@@ -29,6 +29,15 @@ EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a pack
 NEEDS = {"train": "training, export and flops need", "review": "the review page needs"}
 
 
+def show(*parts: Any) -> None:
+    """Prints text as it is, and tables, to stdout."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
 def screening(rows: list[dict[str, Any]], counts: Mapping[str, int], report: Path) -> list[Any]:
     """The end of a screening: the strangest rows, the counts, where the report is."""
     strangest = [summary_table(rows), ""] if rows else []
@@ -177,6 +186,15 @@ def _text(words: object) -> Text:
 
     shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(words))
     return Text("".join(shown))
+
+
+def error_words(error: Exception, plain: tuple[type[Exception], ...]) -> str:
+    """What is said of an error: what to install; its own words, if `plain`; else its type, too."""
+    if isinstance(error, ModuleNotFoundError) and (words := what_to_install(error)):
+        return words
+    if isinstance(error, plain):
+        return str(error)
+    return f"{type(error).__name__}: {error} (--debug shows where)"
 
 
 def what_to_install(error: ModuleNotFoundError) -> str:
