@@ -31,6 +31,15 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 
+
+def _whole(type_: Any, tokens: Any) -> int:
+    if not (text := tokens[0].value).removeprefix("-").isdecimal():  # 1.5 would be rounded
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+WholeOrNone = Annotated[int | None, Parameter(converter=_whole)]
 Model = Annotated[str | None, Parameter(help="Folder of a trained model; else the shipped one.")]
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 Alpha = Annotated[float, Parameter(help="False-alarm rate that records are flagged at.")]
@@ -47,7 +56,7 @@ def screen(
     out: Out,
     model: Model = None,
     alpha: Alpha = 0.05,
-    workers: int | None = None,
+    workers: WholeOrNone = None,
     shard: str | None = None,
     engine: str = "local",
     recalibrate: str | None = None,
@@ -125,9 +134,9 @@ def train(
     out: Out,
     settings: Settings = None,
     encoder: str | None = None,
-    seed: int = 0,
+    seed: Whole = 0,
     device: str = "cpu",
-    steps: int | None = None,
+    steps: WholeOrNone = None,
     root: Annotated[Path | None, Parameter(name="--data")] = None,
     name: str | None = None,
     quiet: Quiet = False,
@@ -186,7 +195,7 @@ def evaluate(
     out: Out,
     method: Annotated[list[str] | None, Parameter(help="One of `ecgad methods`.")] = None,
     model: Annotated[list[Path] | None, Parameter(help="Folder of a trained model.")] = None,
-    seeds: int = 3,
+    seeds: Whole = 3,
     quiet: Quiet = False,
 ) -> int:
     """Train methods on a benchmark and write a leaderboard with intervals.
@@ -287,7 +296,7 @@ def report(
 
 
 @app.command
-def review(out: Path, /, *, port: int = 0, reviewer: str = "", no_browser: bool = False) -> int:
+def review(out: Path, /, *, port: Whole = 0, reviewer: str = "", no_browser: bool = False) -> int:
     """Look through the records of a screening on a page on 127.0.0.1, strangest first.
 
     Verdicts are kept in OUT/review.sqlite and, when it is stopped (Ctrl-C), in OUT/review.csv.
@@ -385,8 +394,7 @@ def _say(words: str) -> None:
 
 
 def _complain(words: str) -> None:
-    """In one line."""
-    _say(f"ecgad: {' '.join(words.split())}")
+    _say(f"ecgad: {' '.join(words.split())}")  # in one line
 
 
 if __name__ == "__main__":

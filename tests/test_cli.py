@@ -237,6 +237,13 @@ def test_report_is_written_anew(run, archive, model, tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("given", ["1.5", "2e1", "two", ""])
+def test_a_count_that_is_no_whole_number_is_refused(run, tmp_path, given):
+    code, _, err = run("screen", tmp_path, "-o", tmp_path / "o", "--workers", given)
+    assert code == 2
+    assert f"--workers: {given!r} is no whole number" in err
+
+
 def test_report_also_writes_fhir_and_annotations(run, archive, model, tmp_path):
     run(*screening(archive, tmp_path, model, "--quiet"))
     fhir, marks = tmp_path / "s.ndjson", tmp_path / "a"
