@@ -73,8 +73,7 @@ def screen(
         workers: Processes; one a core if absent.
         shard: i/n: every n-th record from the i-th on, to share an archive between machines.
         engine: Where the processes run: local, or ray: a Ray cluster (tried on one machine only).
-        recalibrate: Folder or list of this site's own records taken as normal, 200 to 500: p-values
-            are then counted among them.
+        recalibrate: Folder or list of this site's presumed normals, 200 to 500, to count p-values in.
     """
     from ecgad.report.html import manifest_head
     from ecgad.report.terminal import screening
@@ -150,8 +149,7 @@ def train(
         data: Folder or list of records taken as normal, or with --data the name of a benchmark.
         out: Folder for the model.
         encoder: What the method stands on, where it has one: a trained model's folder, mmae-12lead,
-            mmae:10 or raw:20 (untrained, of so many samples a token), lite2 for images
-            (hetnet: lite0+lite2).
+            mmae:10 or raw:20 (untrained, samples a token), lite2 for images (hetnet: lite0+lite2).
         seed: Of all that is drawn by chance.
         device: cpu or cuda.
         steps: Of the optimiser, all stages together; 2000 if absent. Benchmarks have their own.
