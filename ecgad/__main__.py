@@ -73,7 +73,7 @@ def screen(
         workers: Processes; one a core if absent.
         shard: i/n: every n-th record from the i-th on, to share an archive between machines.
         engine: Where the processes run: local, or ray: a Ray cluster (tried on one machine only).
-        recalibrate: Folder or list of this site's presumed normals, 200 to 500, to count p-values in.
+        recalibrate: Folder or list of this site's presumed normals (200 to 500) for p-values.
     """
     from ecgad.report.html import manifest_head
     from ecgad.report.terminal import screening
