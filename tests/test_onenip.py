@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ecgad import methods
 from ecgad.methods import onenip as file
-from ecgad.methods.onenip import Model, _Refiner, _summary, _typical, dice_loss
+from ecgad.methods.onenip import Config, Model, _Refiner, _summary, _typical, dice_loss
+from ecgad.parts.neighbours import sinusoids
 
 SMALL = {"encoder": "raw:5", "window": (3,), "width": 12, "heads": 3, "depth": 1}
 
@@ -131,6 +132,7 @@ def test_the_prompts_kept_are_typical_records_of_the_training_set(ecg):
     assert chosen[:12].any()
     assert chosen[12]
     assert chosen[13:].any()
+    torch.testing.assert_close(onenip.features(x).mean(0), torch.zeros(10, 10), atol=1e-5, rtol=0)
     one = model(prompts=1)
     one.warm_up(iter(torch.cat([x, kinds[0]]).split(7)))
     assert not torch.allclose(one.prompts[0], one.features(odd)[0])
@@ -144,7 +146,8 @@ def test_the_prompts_kept_are_typical_records_of_the_training_set(ecg):
 @pytest.mark.parametrize("hide_last", [True, False])
 def test_features_are_rebuilt_out_of_the_prompt_as_the_equations_say(prompting, hide_last):
     onenip: Any = shaken(model(prompting=prompting, hide_last=hide_last, depth=2))
-    p, near = onenip.places(), (torch.arange(10)[:, None] - torch.arange(10)).abs() <= 1
+    p = onenip.places.axes[0] if prompting == "position" else sinusoids(10, 12)
+    near = (torch.arange(10)[:, None] - torch.arange(10)).abs() <= 1
     f, y = features(onenip, 2), torch.randn(2, 10, 12)
     for row, q, found in zip(f, y, onenip.rebuild(onenip.encode(f), y), strict=True):
         k = onenip.enter(row)
@@ -354,3 +357,18 @@ def test_how_strong_the_residuals_of_a_channel_are_makes_no_difference_to_the_re
             refiner.train()(d * weight, (50,))
         found.append(refiner.eval()(d * weight, (50,)))
     torch.testing.assert_close(*found, atol=1e-2, rtol=0)
+
+
+# Settings
+
+
+REFUSED = [
+    ("prompting", "none"), ("prompts", 0), ("width", 0), ("heads", 0), ("jitter", -0.1),
+    ("depth", -1), ("fusion", -0.1), ("fusion", 1.1), ("refining", 0.0), ("refining", 1.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED)
+def test_a_setting_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}( is)? {value!r}"):
+        Config(**{name: value})
