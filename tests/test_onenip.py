@@ -359,7 +359,14 @@ def test_how_strong_the_residuals_of_a_channel_are_makes_no_difference_to_the_re
     torch.testing.assert_close(*found, atol=1e-2, rtol=0)
 
 
-# Settings
+# What it stands on
+
+
+def test_all_layers_of_the_encoder_stand_side_by_side_and_its_spec_in_the_settings():
+    onenip, x = model((2, 60), encoder="mmae:10:8:3:2"), torch.randn(3, 2, 60)
+    one, two = onenip.encoder(x).unbind(1)
+    assert torch.equal(onenip.features(x), torch.cat([one, two], -1))
+    assert model((2, 60), encoder="mmae:10").config.encoder == "mmae:10:64:5:4"
 
 
 REFUSED = [
