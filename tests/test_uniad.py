@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
+from naive_attention import attend, encoded, normed, shaken, widened
 from torch import Tensor, nn
 
 from ecgad import methods
-from ecgad.methods.uniad import Config, Model, _DecoderLayer
+from ecgad.methods.uniad import Config, Model
 from ecgad.parts import encoders
-from ecgad.parts.neighbours import EncoderLayer, neighbours, sinusoids
+from ecgad.parts.neighbours import jittered, neighbours, sinusoids
 
 SMALL = {"width": 12, "heads": 3, "mlp_ratio": 2, "encoder_depth": 1, "decoder_depth": 1}
 GRIDS = [((9,), (3,)), ((9,), (4,)), ((5, 7), (3, 5)), ((5, 7), (2, 2)), ((3, 4, 5), (1, 3, 3))]
@@ -95,55 +97,60 @@ def test_the_encoder_sees_itself_through_the_sum_and_neighbours_not_at_all():
 # The layers
 
 
-def test_an_encoder_layer_equals_torch_with_norms_last():
-    mine = EncoderLayer(12, 3, 2, dropout=0.1).eval()
-    its = nn.TransformerEncoderLayer(12, 3, 24, activation="relu", batch_first=True).eval()
-    names = {
-        "norms.0": "norm1", "norms.1": "norm2", "attention.out": "self_attn.out_proj",
-        "mlp.0": "linear1", "mlp.3": "linear2",
-    }  # fmt: skip
-    for ours, theirs in names.items():
-        its.get_submodule(theirs).load_state_dict(mine.get_submodule(ours).state_dict())
-    parts = (mine.attention.q, mine.attention.k, mine.attention.v)
-    its.self_attn.in_proj_weight.data = torch.cat([part.weight for part in parts])
-    its.self_attn.in_proj_bias.data = torch.cat([part.bias for part in parts])
-    z, mask = 3 + torch.randn(2, 7, 12), neighbours((7,), (3,))
-    torch.testing.assert_close(mine(z, torch.zeros(7, 12), mask), its(z, src_mask=mask))
+@torch.no_grad()
+@pytest.mark.parametrize("queries", ["shared", "position"])
+def test_features_are_rebuilt_as_the_equations_say(queries):
+    uniad: Any = shaken(model(queries=queries, encoder_depth=2, decoder_depth=3))
+    p = uniad.places.axes[0] if queries == "position" else sinusoids(10, 12)
+    near = (torch.arange(10)[:, None] - torch.arange(10)).abs() <= 1
+    f = torch.randn(2, 10, 10)
+    for row, found in zip(f, uniad.rebuild(f), strict=True):
+        m = uniad.enter(row)
+        for layer in uniad.encoding:
+            m = encoded(layer, 3, m, p, near)
+        o = m
+        for layer, q in zip(uniad.decoding, uniad.queries, strict=True):
+            one, two, three = layer.norms
+            t = normed(one, q + attend(layer.look, 3, (q + p), m + p, m, near))
+            t = normed(two, t + attend(layer.refine, 3, t + p, o + p, o, near))
+            o = normed(three, t + widened(layer.mlp, t))
+        torch.testing.assert_close(found, uniad.leave(normed(uniad.norm, o)), rtol=1e-4, atol=1e-4)
 
 
-def test_positions_decide_where_to_look_and_are_not_what_is_seen():
-    z, (first, second) = torch.randn(1, 4, 12), (model().decoding[0] for _ in range(2))
-    nn.init.zeros_(first.get_parameter("refine.out.weight"))  # looks once only, then the other once
-    nn.init.zeros_(second.get_parameter("look.out.weight"))
-    one_in_sight = torch.eye(4, dtype=torch.bool).roll(1, 1).logical_not()
-    all_in_sight = torch.zeros(4, 4, dtype=torch.bool)
-    for call in (
-        lambda p, mask: model().encoding[0](z, p, mask),
-        lambda p, mask: first(z.flip(1), z, z.roll(1, 1), p, mask),
-        lambda p, mask: second(z.flip(1), z, z.roll(1, 1), p, mask),
-    ):
-        places = [torch.zeros(4, 12), 2 * torch.randn(4, 12)]
-        torch.testing.assert_close(*(call(p, one_in_sight) for p in places))
-        assert not torch.allclose(*(call(p, all_in_sight) for p in places))
+def test_dropout_takes_from_all_that_is_added_and_leaves_the_query():
+    uniad: Any = shaken(model(dropout=0.35, mlp_ratio=3, encoder_depth=2, decoder_depth=2))
+    drops = [part for part in uniad.modules() if isinstance(part, nn.Dropout)]
+    assert [part.p for part in drops] == [0.35] * 2 * 4  # of each layer the sums, and in its MLP
+    for part in drops:
+        part.p = 1.0
+    z, p, mask = torch.randn(1, 10, 12), uniad.places(), uniad.mask
+    for layer in uniad.train().encoding:
+        torch.testing.assert_close(layer(z, p, mask), layer.norms[1](layer.norms[0](z)))
+        torch.testing.assert_close(layer.mlp(z)[0, 0], layer.mlp[-1].bias)
+    for layer, query in zip(uniad.decoding, uniad.queries, strict=True):
+        one, two, three = layer.norms
+        torch.testing.assert_close(layer(query, z, z, p, mask)[0, :1], three(two(one(query))))
+        torch.testing.assert_close(layer.mlp(z)[0, 0], layer.mlp[-1].bias)
 
 
-def test_the_decoder_begins_with_its_queries_and_not_with_what_it_is_given():
-    uniad = model(encoder_depth=1)
-    for attention in ("look", "refine"):
-        nn.init.zeros_(uniad.get_parameter(f"decoding.0.{attention}.out.weight"))
-    one, other = (uniad.rebuild(torch.randn(1, 10, uniad.enter.in_features)) for _ in range(2))
-    assert torch.equal(one, other)
+def test_with_the_papers_settings_it_has_the_7_72_million_weights_of_the_release():
+    widths = {"width": 256, "encoder_depth": 4, "decoder_depth": 4, "heads": 8, "mlp_ratio": 4}
+    uniad = model((17, 56, 56), encoder="raw:4", queries="position", **widths)  # 272 channels
+    assert round(sum(p.numel() for p in uniad.parameters()) / 1e6, 2) == 7.72
 
 
-def test_the_second_attention_of_a_decoder_layer_looks_at_the_layer_before():
-    layer, p = _DecoderLayer(Config(width=12, heads=3)).eval(), torch.zeros(4, 12)
-    mask = torch.zeros(4, 4, dtype=torch.bool)
-    query, memory, before = torch.randn(3, 1, 4, 12)
-    nn.init.zeros_(layer.look.out.weight)
-    assert torch.equal(layer(query, memory, before, p, mask), layer(query, before, before, p, mask))
-    assert not torch.allclose(
-        layer(query, memory, before, p, mask), layer(query, memory, memory, p, mask)
-    )
+def test_what_is_set_of_the_layers_is_what_they_have():
+    uniad = model(mlp_ratio=3, encoder_depth=1, decoder_depth=3)
+    wide = [m for name, m in uniad.named_modules() if name.endswith("mlp.0")]
+    assert [m.weight.shape for m in wide] == [(36, 12)] * 4
+    assert (len(uniad.encoding), len(uniad.decoding)) == (1, 3)
+
+
+def test_it_begins_with_no_bias_and_with_small_queries():
+    uniad = model(width=120, decoder_depth=3, queries="position")
+    linear = [m for m in uniad.modules() if isinstance(m, nn.Linear)]
+    assert not any(m.bias.any() for m in linear)
+    assert [q.std().item() for q in uniad.queries] == pytest.approx([0.02] * 3, rel=0.1)
 
 
 # Queries and positions
@@ -196,6 +203,22 @@ def test_noise_has_its_share_of_each_tokens_length_in_training_and_is_off_after(
     torch.testing.assert_close(share, torch.full((10,), ratio), rtol=0.03, atol=0)
 
 
+def test_noise_is_normal_and_drawn_for_each_record_token_and_channel():
+    f = torch.linspace(1, 9, 100)[:, None, None] * torch.randn(100, 20, 50)
+    length = f.square().sum(-1, keepdim=True).sqrt()
+    torch.manual_seed(2)
+    e = (jittered(f, 0.3) - f) / (0.3 * 50**0.5 * length / 50)  # ratio sqrt(C) |f| / C
+    moments = [(e**power).mean().item() for power in (1, 2, 3, 4)]
+    assert moments == pytest.approx([0, 1, 0, 3], abs=0.2)
+    for axis, count in enumerate(e.shape):  # one for all of an axis would have a variance of 1
+        assert e.mean(axis).square().mean().item() == pytest.approx(1 / count, rel=0.3)
+
+
+def test_no_share_of_noise_is_none_in_training_too():
+    f = torch.randn(3, 10, 10)
+    assert torch.equal(model(jitter=0.0).train().jittered(f), f)
+
+
 def test_the_loss_asks_for_the_clean_features():
     uniad, x = model(), torch.randn(3, 2, 50)
     uniad.jittered = lambda f: f + 1  # type: ignore
@@ -234,3 +257,15 @@ def test_a_learned_encoder_comes_as_it_is_and_leaves_its_structure_in_the_settin
     assert all(torch.equal(mine[name], value) for name, value in learned.items())
     assert isinstance(uniad, Model)
     assert uniad.config.encoder.startswith("mmae:10:")
+
+
+REFUSED = [
+    ("queries", "own"), ("jitter", -0.1), ("dropout", -0.1), ("dropout", 1.0),
+    ("encoder_depth", -1), ("decoder_depth", 0), ("width", 0), ("heads", 0), ("mlp_ratio", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED)
+def test_a_setting_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}( is)? {value!r}"):
+        Config(**{name: value})
