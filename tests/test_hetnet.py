@@ -135,6 +135,18 @@ def test_the_convolutional_teacher_is_given_leads_by_their_usual_size():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("shape", [(3, 80), (3, 8, 12)])
+def test_the_size_of_a_channel_is_its_root_mean_square_over_records_however_batched(shape):
+    one = torch.ones(1, *shape[1:])
+    x = torch.stack([torch.cat([k * one, 4 * k * one, 0 * one]) for k in (1, 1, 1, 3)])
+    net = model(shape, encoder="none")
+    net.warm_up(iter([x[:3], x[3:]]))  # a last batch of one record
+    wanted = 3**0.5 * torch.tensor([1, 4, 0.04])  # flat: a hundredth of the largest
+    torch.testing.assert_close(net.teacher.get_buffer("size").flatten(), wanted)
+    net.warm_up([0 * x])
+    assert (net.teacher.get_buffer("size") == 1e-6).all()
+
+
 # Fusion
 
 
