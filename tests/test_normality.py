@@ -89,6 +89,24 @@ def test_a_gaussian_gives_no_weight_to_what_does_not_vary():
         gaussian.fit(rows[:1])
 
 
+@pytest.mark.parametrize(("times", "different"), [((1, 1), 2), ((20, 20), 2), ((4,), 1)])
+def test_rows_that_are_one_or_two_over_and_over_have_no_distance(times, different):
+    rows = torch.randn(2, 3)[: len(times)].repeat_interleave(torch.tensor(times), 0)
+    gaussian = fitted(torch.randn(9, 3))
+    before = gaussian.whitening.clone()
+    with pytest.raises(ValueError, match=f"{len(rows)} records, {different} of them different; a"):
+        gaussian.fit(rows)
+    assert torch.equal(gaussian.whitening, before)
+
+
+def test_three_different_rows_have_a_distance():
+    """With z = (2, -1, -1) / sqrt(2) of one feature, whose variance is 1: nothing to shrink."""
+    rows = torch.tensor([[3.0], [0.0], [0.0]])
+    torch.testing.assert_close(fitted(rows)(rows), torch.tensor([2.0, 1.0, 1.0]) / 2**0.5)
+    rows = torch.tensor([[3.0, 3.0], [0.0, 0.0], [0.0, 0.0]])
+    assert torch.isfinite(fitted(rows)(rows)).all()
+
+
 def test_a_gaussian_is_the_mahalanobis_distance_of_what_is_shrunk():
     rows = torch.randn(300, 6) @ torch.randn(6, 6)
     gaussian = Gaussian(6)

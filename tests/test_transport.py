@@ -80,6 +80,34 @@ def test_relaxed_a_prototype_of_what_is_rare_gets_less():
     assert shares[2] == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.parametrize("relax", [math.inf, 0.2])
+def test_what_all_costs_of_a_token_have_in_common_changes_no_plan(relax):
+    more = 1e4 * torch.rand(12, 1, generator=torch.Generator().manual_seed(1)).double()
+    cost = costs().double()
+    expected = transport.plan(cost, 0.05, relax)
+    np.testing.assert_allclose(transport.plan(cost + more, 0.05, relax), expected, rtol=1e-7)
+    alike = transport.plan(torch.full((4, 3), 1e6), 0.01, relax)
+    np.testing.assert_allclose(alike, 1 / 12)
+
+
+@pytest.mark.parametrize("relax", [math.inf, 0.2])
+def test_costs_beyond_all_measure_give_a_plan(relax):
+    cost = torch.tensor([[0.0, 1e6, 1e6], [1e6, 0.0, 1e6]])
+    found = transport.plan(cost, 0.01, relax)
+    np.testing.assert_allclose(found.sum(1), 0.5)
+    assert bool((found.sum(0) > 0).all())  # so that every prototype has a barycentre
+    torch.testing.assert_close(found[0, 0], found[1, 1])
+    torch.testing.assert_close(found[0, 2], found[1, 2])
+
+
+def test_a_first_batch_of_tokens_all_alike_leaves_prototypes_that_can_learn():
+    made = bank(torch.zeros(2, 1, 10, 3), k=4)
+    for relax in (0.5, math.inf):
+        made.step(noise(2, 1, 10, 3), **PLAIN | {"relax": relax})
+    assert bool(torch.isfinite(made(noise(3, 1, 10, 3, seed=1))).all())
+    assert float(made.get_buffer("prototypes")[:, :3].abs().max()) > 0
+
+
 def test_a_barycentre_is_the_mean_of_what_a_prototype_is_sent():
     sent, tokens = transport.plan(costs(), 0.1, math.inf), noise(12, 3)
     for j, found in enumerate(transport.barycentres(sent, tokens)):
