@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ecgad.parts.normality import (
     LEVELS,
-    PRIOR,
     Bank,
     Gaussian,
     Patches,
     Quantiles,
     Rhythm,
     draw,
+    lagged_covariance,
 )
 
 
@@ -52,10 +52,32 @@ def test_a_bank_larger_than_what_there_is_holds_every_row():
     assert bank(rows).max() < 1e-6
 
 
-def test_a_bank_sees_no_more_rows_than_asked_for():
-    bank, rows = Bank(8, 2), torch.arange(40.0).reshape(20, 2)
-    bank.fit(rows, most=6)
-    assert len(bank.centres.unique(dim=0)) == 6
+def test_a_bank_sees_no_more_rows_than_asked_for_and_any_of_them():
+    bank, rows, seen = Bank(8, 2), torch.arange(40.0).reshape(20, 2), set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        bank.fit(rows, most=6)
+        drawn = set(bank.centres[:, 0].tolist())
+        assert len(drawn) == 6
+        seen |= drawn
+    assert len(seen) == 20  # each is missed with a chance of 0.7^40
+
+
+def test_a_bank_with_leads_looks_for_each_lead_among_its_own_centres():
+    rows = torch.randn(30, 2, 3) + torch.tensor([0.0, 20.0])[:, None]
+    bank, alone = Bank(40, 3, leads=(2,)), Bank(40, 3)
+    bank.fit(rows)
+    swapped = rows.flip(1).transpose(0, 1)  # (2, 30, 3)
+    for lead in (0, 1):
+        alone.fit(rows[:, lead])
+        torch.testing.assert_close(bank(swapped)[lead], alone(swapped[lead]))
+
+
+def test_no_row_is_nearer_than_0():
+    rows = 1e3 + torch.randn(50, 5)
+    bank = Bank(50, 5)
+    bank.fit(rows)
+    assert bank(rows).min() >= 0
 
 
 def test_a_bank_looks_among_what_was_foreseen_too():
@@ -105,6 +127,14 @@ def test_three_different_rows_have_a_distance():
     torch.testing.assert_close(fitted(rows)(rows), torch.tensor([2.0, 1.0, 1.0]) / 2**0.5)
     rows = torch.tensor([[3.0, 3.0], [0.0, 0.0], [0.0, 0.0]])
     assert torch.isfinite(fitted(rows)(rows)).all()
+
+
+def test_a_deviation_of_a_ten_thousandth_of_the_mean_is_rounding():
+    sign = torch.tensor([1.0, -1.0]).repeat(20)
+    for share, far in ((0.9e-4, False), (1.1e-4, True)):
+        rows = torch.stack([torch.randn(40), 100 * (1 + share * sign)], 1)
+        gaussian = fitted(rows)
+        assert bool(gaussian.weight[1] > 0) == far
 
 
 def test_a_gaussian_is_the_mahalanobis_distance_of_what_is_shrunk():
@@ -267,7 +297,7 @@ def test_quantiles_learn_of_generated_normals_first_how_they_go_together():
     quantiles.fit(generated.split(40))
     quantiles.fit(x.split(8))
     gaussian = fitted(quantiles.features(generated))
-    gaussian.fit(quantiles.features(x), PRIOR)
+    gaussian.fit(quantiles.features(x), 300)
     torch.testing.assert_close(quantiles(x), gaussian(quantiles.features(x)))
 
 
@@ -280,3 +310,20 @@ def test_muscle_noise_moves_the_quantiles_of_averages_less():
         for one in (Quantiles((1, 1000), pool=4), Quantiles((1, 1000), pool=1))
     ]
     assert moved[0] < 0.5 * moved[1]
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_the_covariance_of_leads_is_that_of_each_with_each_some_samples_later(lag):
+    along = torch.randn(2, 3, 4, 11)  # four rows of 11 samples of each lead
+    x = along.numpy() - along.numpy().mean((2, 3), keepdims=True)
+    found = lagged_covariance(along, lag).reshape(2, 3, 3)
+    for b, i, j in np.ndindex(2, 3, 3):
+        slow = np.mean([x[b, i, :, t] * x[b, j, :, t + lag] for t in range(11 - lag)])
+        assert found[b, i, j].item() == pytest.approx(slow, abs=1e-5)
+
+
+def test_signals_too_short_and_pictures_have_no_patches():
+    Patches((2, 13), segment=4, span=3, pool=2, size=2)
+    for shape in ((2, 12), (1, 20, 20)):
+        with pytest.raises(ValueError, match="of signals of more than 12 samples"):
+            Patches(shape, segment=4, span=3, pool=2, size=2)
