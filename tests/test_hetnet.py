@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -251,7 +252,8 @@ def test_fusion_adds_local_and_global_and_their_weighted_sum():
     for i in range(3):
         c = torch.einsum("wd,dn->wn", fuse.local.weight[..., 0], f[i]) + fuse.local.bias[:, None]
         t = torch.einsum("wd,dn->wn", fuse.beside.weight[..., 0], g[i]) + fuse.beside.bias[:, None]
-        logit = fuse.weigh(torch.cat([c.mean(1), t.mean(1)]))  # both have 20 cells
+        mean, (one, _, two) = torch.cat([c.mean(1), t.mean(1)]), fuse.weigh  # both have 20 cells
+        logit = two.weight @ F.gelu(one.weight @ mean + one.bias) + two.bias
         w = logit[:6].exp() / (logit[:6].exp() + logit[6:].exp())
         wanted = c + t + w[:, None] * c + (1 - w)[:, None] * t
         torch.testing.assert_close(fuse(f, g)[i], wanted)
@@ -349,12 +351,19 @@ def test_boxes_hold_the_share_that_was_asked_for(grid, share):
     assert (boxes.flatten(1).sum(1) == round(share * n)).all()
 
 
-def test_boxes_are_of_several_sizes_and_anywhere():
+def test_boxes_of_a_batch_have_one_size_of_1_to_4_cells_each_as_often_and_lie_anywhere():
+    """12 of 60 cells are whole boxes of any size, so that runs of them are multiples of it."""
     torch.manual_seed(0)
-    boxes = torch.cat([draw_boxes(50, (63,), 0.2) for _ in range(20)])[:, 0]
-    runs = [len(run) for row in boxes.int().tolist() for run in "".join(map(str, row)).split("0")]
-    assert {1, 2, 3, 4} <= set(runs)
-    assert (boxes.mean(0) - 0.2).abs().max() < 0.1
+    sizes, share = [], torch.zeros(60)
+    for _ in range(200):
+        boxes = draw_boxes(50, (60,), 0.2)[:, 0].int()
+        rows = ["".join(map(str, row)) for row in boxes.tolist()]
+        assert len(set(rows)) > 40
+        sizes.append(math.gcd(*(len(run) for row in rows for run in row.split("0") if run)))
+        share += boxes.float().mean(0) / 200
+    assert all(20 < sizes.count(size) < 80 for size in (1, 2, 3, 4))  # 50 +- 6 each
+    assert len(set(sizes)) == 4
+    assert (share - 0.2).abs().max() < 0.02
 
 
 def test_noise_falls_on_the_same_time_of_all_levels_and_nowhere_else():
@@ -397,6 +406,7 @@ def test_noise_is_as_strong_as_the_settings_say():
     for f in net.noisy(e):
         size = (f - 50 * f.sign()).std()
         assert size.item() == pytest.approx(1.7 * 1.01**0.5, rel=0.05)
+    assert model().config.strength == 1  # the paper's, which has no s
 
 
 @pytest.mark.parametrize(
