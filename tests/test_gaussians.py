@@ -40,6 +40,13 @@ def test_gaussians_of_batches_are_those_of_all_cells_at_once():
         assert found.count[k] == len(kind)
 
 
+def test_a_kind_that_no_cell_was_of_has_its_centre_as_mean():
+    made = Gaussians(4, 3)
+    made.follow(cells(clouds(2)[0]))  # two cells, so that centres 2 and 3 are 0 and 1 again
+    assert made.count.tolist() == [1, 1, 0, 0]
+    assert torch.equal(made.mean, made.bank.get_buffer("centres"))
+
+
 def set_by_hand(white: bool = False) -> Gaussians:
     """Three kinds about (9, 9), (-9, 9) and (0, -9), the last of which no cell was of."""
     made = Gaussians(3, 2, white)

@@ -432,3 +432,20 @@ def test_noise_is_fitted_in_training_only():
     assert all(g.count.sum() == 0 for g in net.noise)
     net.train().loss(torch.randn(4, 2, 80))
     assert [int(g.count.sum()) for g in net.noise] == [160, 80, 40]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shares": (0.0, 1.0)}, r"shares are \(0.0, 1.0\); two positive"),
+        ({"shares": (1.0,)}, r"shares are \(1.0,\); two positive"),
+        ({"context": 4}, "kernel is 3, context 4; each is odd"),
+        ({"widths": (4, 0)}, r"widths are \(4, 0\); one positive"),
+        ({"strength": -0.1}, "replaced is 0.2, strength -0.1"),
+        ({"replaced": -0.1}, "replaced is -0.1, strength 1.0"),
+        ({"bottleneck": 0}, "bottleneck is 0; at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        model(**settings)

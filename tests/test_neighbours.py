@@ -37,6 +37,13 @@ def test_what_is_dropped_is_what_attention_and_the_mlp_add_and_the_mlp_s_hidden_
     torch.testing.assert_close(alone(z), alone[3].bias.expand(2, 7, 12))
 
 
+def test_a_token_s_place_is_part_of_its_query_and_of_its_key():
+    z, p, mask = torch.randn(2, 7, 12), torch.randn(7, 12), torch.eye(7, dtype=torch.bool)
+    layer = EncoderLayer(12, 3, 2, dropout=0.5).eval()
+    y = layer.norms[0](z + layer.attention(z + p, z + p, z, mask))
+    torch.testing.assert_close(layer(z, p, mask), layer.norms[1](y + layer.mlp(y)))
+
+
 def test_the_mlp_is_as_wide_inside_as_its_ratio_says_and_leaves_out_what_is_below_0():
     made, z = mlp(4, 3, 0.5).eval(), torch.randn(5, 4)
     first, last = made[0], made[3]
