@@ -90,7 +90,7 @@ def test_a_bank_looks_among_what_was_foreseen_too():
         (bank, others, {"foreseen": True}),
     ):
         if options:
-            nowhere = torch.zeros(1, 3)
+            nowhere = torch.full((1, 3), 50.0)
             assert torch.equal(bank(nowhere), plain(nowhere))  # nothing is foreseen yet
         torch.manual_seed(0)
         each.fit(given, **options)
@@ -119,6 +119,14 @@ def test_rows_that_are_one_or_two_over_and_over_have_no_distance(times, differen
     with pytest.raises(ValueError, match=f"{len(rows)} records, {different} of them different; a"):
         gaussian.fit(rows)
     assert torch.equal(gaussian.whitening, before)
+
+
+def test_features_that_all_but_repeat_each_other_have_a_distance():
+    x = torch.randn(5000, 1)
+    rows = torch.cat([x, x + 1e-3 * torch.randn(5000, 1)], 1)
+    distance = fitted(rows)(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+    assert distance[0] == pytest.approx(1, abs=0.1)
+    assert distance[1] > 20
 
 
 def test_three_different_rows_have_a_distance():
