@@ -229,7 +229,29 @@ def test_stretches_of_the_bank_are_drawn_from_all_batches():
     assert patches.bank.centres[0].unique(dim=0)[:, 0].tolist() == [1, 2, 3, 4]
     rows = draw([torch.arange(500.0)[:, None], torch.arange(500.0, 1000)[:, None]], 1000, 100)
     assert 50 < len(rows) < 150
-    assert (rows >= 500).any()
+    assert rows.max() > 800  # of each part not the first ones
+
+
+def test_what_was_foreseen_fills_other_centres_and_sets_no_level():
+    patches = Patches((2, 40), segment=10, span=2, pool=2, size=4, foreseen=4)
+    rhythm = Rhythm((2, 200), 10, pool=2, piece=30, hop=10, lags=(4, 12), size=4, foreseen=4)
+    for part, long in ((patches, 40), (rhythm, 200)):
+        normal, other = torch.randn(9, 2, long), 50 * torch.randn(1, 2, long)
+        part.fit([normal])
+        centres, far = part.bank.centres.clone(), part(other)
+        level = patches.level.clone()
+        part.fit([other], foreseen=True)
+        assert torch.equal(part.bank.centres[..., :4, :], centres[..., :4, :])
+        assert part.bank.centres[..., 4:, :].abs().max() < 1e5  # no longer FAR
+        assert torch.equal(patches.level, level)
+        assert part(other).mean() < 0.9 * far.mean()
+
+
+def test_normals_without_any_signal_leave_a_finite_distance():
+    patches = Patches((1, 40), segment=10, span=2, pool=2, size=2)
+    patches.fit([torch.zeros(3, 1, 40)])
+    assert torch.isfinite(patches(torch.randn(2, 1, 40))).all()
+    assert (patches(torch.zeros(1, 1, 40)) == 0).all()
 
 
 def test_a_rhythm_is_the_autocorrelation_of_the_speed_in_pieces():
