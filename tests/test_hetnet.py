@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecgad import methods
 from ecgad.methods.hetnet import Model, apart, distance, draw_boxes
-from ecgad.parts import encoders, normality
-from ecgad.parts.normality import Gaussians
+from ecgad.parts import encoders
 
 SMALL = {"widths": (4, 5, 6), "stride": 2, "kernel": 3, "fused": 6, "bottleneck": 8, "context": 3}
 
@@ -27,24 +26,39 @@ def model(shape: tuple[int, ...] = (2, 80), **settings) -> Model:
     return made.eval()
 
 
-def clouds(n: int, seed: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Two far apart kinds of feature in 3 dimensions, (n, 3), shuffled, and each kind alone."""
-    rng = np.random.default_rng(seed)
-    mix = np.array([[1.0, 0, 0], [0.8, 0.5, 0], [-0.3, 0.4, 0.7]])
-    kinds = [rng.normal(size=(n // 2, 3)) @ mix.T, 10 + rng.normal(size=(n - n // 2, 3)) @ mix]
-    return rng.permutation(np.concatenate(kinds)).astype(np.float32), kinds
+def fused_by_hand(net: Model, e: list[Tensor], g: Tensor | None) -> Tensor:
+    """z of three levels of signals: each brought to the last one's grid by halving it."""
+    found = []
+    for k in range(3):
+        y, level = net.fuse[k](e[k], g), net.level[k]
+        for i in range(2 - k):
+            weight, bias = (level.get_parameter(f"{2 * i}.{name}") for name in ("weight", "bias"))
+            y = F.gelu(F.conv1d(y, weight, bias, stride=2, padding=1))
+        found.append(y)
+    return torch.cat(found, 1)
 
 
-def fitted(rows: np.ndarray, white: bool = False, kinds: int = 2) -> Gaussians:
-    torch.manual_seed(0)
-    made = Gaussians(kinds, 3, white)
-    for part in np.array_split(rows, 3):  # uneven parts, as batches
-        made.follow(cells(part))
-    return made
+def rebuilt_by_hand(student: Any, z: Tensor) -> list[Tensor]:
+    """OCE and decoder for z of 10 cells: 5 cells of 8 channels, then levels of 10, 20, 40 cells."""
+    y = F.gelu(F.conv1d(z, student.squeeze.weight, student.squeeze.bias, stride=2, padding=1))
+    around = F.conv1d(y, student.around.weight, student.around.bias, padding=1, groups=8)
+    y = y + F.conv1d(F.gelu(around), student.mix.weight, student.mix.bias)
+    found = []
+    for up, out in list(zip(student.up, student.out, strict=True))[::-1]:
+        y = F.gelu(F.conv1d(y.repeat_interleave(2, 2), up.weight, up.bias, padding=1))
+        found.append(F.conv1d(y, out.weight, out.bias))
+    return found[::-1]
 
 
-def cells(rows: np.ndarray) -> Tensor:
-    return torch.from_numpy(rows).T[None]  # (1, d, n)
+def levels_apart(e: list[Tensor], s: list[Tensor]) -> Tensor:
+    """Of each record and level 1 - cos, the sum over levels, the mean over records."""
+    records = range(len(e[0]))
+    each = [
+        1 - torch.cosine_similarity(a[i].ravel(), b[i].ravel(), 0)
+        for i in records
+        for a, b in zip(e, s, strict=True)
+    ]
+    return torch.stack(each).sum() / len(records)
 
 
 # Distance of teacher and student
@@ -88,7 +102,38 @@ def test_the_map_peaks_where_a_student_differs(monkeypatch):
     assert (map[1, 0, 24:] == 0).all()
 
 
+def test_the_map_is_the_mean_over_students_of_their_distances_at_all_levels():
+    both, alone, x = model(), model(noise="none"), torch.randn(3, 2, 80)
+    for level in both.teacher.levels:
+        nn.init.constant_(level.get_parameter("2.bias"), 3.0)  # so that no feature is all zeros
+    alone.load_state_dict({k: v for k, v in both.state_dict().items() if k in alone.state_dict()})
+    e = both.teacher(x)
+    z = fused_by_hand(both, e, both.whole_record(x))
+    sums = []
+    for student in (both.reconstructing, both.denoising):
+        s = rebuilt_by_hand(student, z)
+        at = [1 - torch.cosine_similarity(a, b, 1)[:, None] for a, b in zip(e, s, strict=True)]
+        sums.append(sum(F.interpolate(level, 80, mode="linear") for level in at))
+    torch.testing.assert_close(both(x).map, (sums[0] + sums[1]) / 2)
+    torch.testing.assert_close(alone(x).map, sums[0])
+
+
 # Who learns from whom
+
+
+def test_one_student_rebuilds_the_teacher_and_the_other_from_noise_what_the_first_rebuilt():
+    """The value, and whom it moves: the first student's answer is a constant to the second."""
+    net, x = model(), torch.randn(3, 2, 80)
+    net.noisy = lambda e: [1.5 * f.roll(1, -1) for f in e]  # type: ignore
+    e, g = [f.detach() for f in net.teacher(x)], net.whole_record(x)
+    first = rebuilt_by_hand(net.reconstructing, fused_by_hand(net, e, g))
+    second = rebuilt_by_hand(net.denoising, fused_by_hand(net, net.noisy(e), g))
+    wanted = levels_apart(e, first) + levels_apart([f.detach() for f in first], second)
+    torch.testing.assert_close(net.loss(x), wanted)
+    learned = net.stages()[1].parameters
+    slopes = (torch.autograd.grad(loss, learned) for loss in (net.loss(x), wanted))
+    for mine, its in zip(*slopes, strict=True):
+        torch.testing.assert_close(mine, its)
 
 
 def test_the_second_stage_moves_all_but_the_teachers():
@@ -99,6 +144,21 @@ def test_the_second_stage_moves_all_but_the_teachers():
     reached = {id(p) for p in net.parameters() if p.grad is not None and p.grad.any()}
     assert reached == learned
     assert not any(p.requires_grad for p in model(encoder="mmae:4:8:1:2").encoder.parameters())  # type: ignore
+
+
+def test_the_first_share_of_the_budget_is_the_teacher_s():
+    stages = model(shares=(0.2, 0.8)).stages()
+    assert [(s.name, s.share) for s in stages] == [("teacher", 0.2), ("HetNet", 0.8)]
+
+
+def test_normals_standardise_both_teachers():
+    net, x = model(), 3 + 2 * torch.randn(50, 2, 80)
+    net.warm_up(iter(x.split(20)))
+    g = net.whole_record(x)
+    assert g is not None
+    assert g.mean(0).abs().max() < 1e-4
+    torch.testing.assert_close(g.square().mean((0, 2)), torch.ones(8), rtol=0.01, atol=0)
+    torch.testing.assert_close(net.teacher.get_buffer("size")[:, 0], x.square().mean((0, 2)).sqrt())
 
 
 def test_the_student_that_denoises_teaches_the_other_nothing():
@@ -135,6 +195,52 @@ def test_the_convolutional_teacher_is_given_leads_by_their_usual_size():
         torch.testing.assert_close(a, b)
 
 
+def test_the_convolutional_teacher_s_levels_are_two_convolutions_each_and_never_below_0():
+    net, y = model(kernel=5), torch.randn(3, 2, 80)
+    x = y * net.teacher.get_buffer("size").copy_(torch.tensor([[3.0], [0.2]]))
+    for level, found, stride in zip(net.teacher.levels, net.teacher(x), (2, 2, 2), strict=True):
+        one, two = level[0], level[2]
+        y = F.conv1d(y, one.weight, one.bias, stride, padding=2).clamp(min=0)
+        y = F.conv1d(y, two.weight, two.bias, padding=2).clamp(min=0)
+        torch.testing.assert_close(found, y)
+
+
+def test_a_quiet_cell_s_feature_has_a_direction_of_its_own():
+    """That of the biases, which lie anywhere in 0 .. 0.5 before learning."""
+    teacher: Any = model(widths=(200, 200, 200), encoder="none").teacher
+    for level in teacher.levels:
+        assert (level[0].bias == 0).all()
+        assert 0 <= level[2].bias.min() < 0.05 < 0.45 < level[2].bias.max() <= 0.5
+        assert level[2].bias.mean().item() == pytest.approx(0.25, abs=0.06)
+    silent, quiet = teacher(torch.zeros(1, 2, 80)), teacher(1e-3 * torch.randn(1, 2, 80))
+    assert max(distance(a, b).max() for a, b in zip(silent, quiet, strict=True)) < 1e-4
+
+
+def test_weights_begin_so_that_no_layer_makes_a_signal_louder_or_quieter():
+    net = model((12, 200), widths=(64, 64, 64), fused=64, bottleneck=48, context=13)
+    checked = 0
+    for name, module in net.named_modules():
+        weight: Any = getattr(module, "weight", torch.zeros(0))
+        if weight.numel() > 500:
+            checked += 1
+            gain = weight.std().item() * (weight[0].numel() / 2) ** 0.5
+            assert gain == pytest.approx(1, abs=0.15), name
+            assert (module.get_parameter("bias") == 0).all() or name.startswith("teacher.levels")
+    assert checked > 30
+
+
+@pytest.mark.parametrize("shape", [(3, 80), (3, 8, 12)])
+def test_the_size_of_a_channel_is_its_root_mean_square_over_records_however_batched(shape):
+    one = torch.ones(1, *shape[1:])
+    x = torch.stack([torch.cat([k * one, 4 * k * one, 0 * one]) for k in (1, 1, 1, 3)])
+    net = model(shape, encoder="none")
+    net.warm_up(iter([x[:3], x[3:]]))  # a last batch of one record
+    wanted = 3**0.5 * torch.tensor([1, 4, 0.04])  # flat: a hundredth of the largest
+    torch.testing.assert_close(net.teacher.get_buffer("size").flatten(), wanted)
+    net.warm_up([0 * x])
+    assert (net.teacher.get_buffer("size") == 1e-6).all()
+
+
 # Fusion
 
 
@@ -146,10 +252,29 @@ def test_fusion_adds_local_and_global_and_their_weighted_sum():
     for i in range(3):
         c = torch.einsum("wd,dn->wn", fuse.local.weight[..., 0], f[i]) + fuse.local.bias[:, None]
         t = torch.einsum("wd,dn->wn", fuse.beside.weight[..., 0], g[i]) + fuse.beside.bias[:, None]
-        logit = fuse.weigh(torch.cat([c.mean(1), t.mean(1)]))  # both have 20 cells
+        mean, (one, _, two) = torch.cat([c.mean(1), t.mean(1)]), fuse.weigh  # both have 20 cells
+        logit = two.weight @ F.gelu(one.weight @ mean + one.bias) + two.bias
         w = logit[:6].exp() / (logit[:6].exp() + logit[6:].exp())
         wanted = c + t + w[:, None] * c + (1 - w)[:, None] * t
         torch.testing.assert_close(fuse(f, g)[i], wanted)
+
+
+def test_all_layers_of_the_second_teacher_speak():
+    net, x = model(encoder="mmae:4:8:3:2"), torch.randn(2, 2, 80)
+    tokens, g = net.encoder(x), net.whole_record(x)  # type: ignore
+    assert g is not None
+    assert g.shape == (2, 2 * 8, 20)
+    for layer in (0, 1):
+        assert torch.equal(g[:, 8 * layer : 8 * layer + 8].transpose(1, 2), tokens[:, layer])
+
+
+def test_tokens_of_the_second_teacher_are_drawn_out_linearly_to_a_level_s_grid():
+    net = model()
+    f, g, fuse = torch.zeros(1, 4, 40), torch.randn(1, 8, 20), net.fuse[0]
+    nn.init.zeros_(fuse.get_parameter("local.weight"))
+    nn.init.zeros_(fuse.get_parameter("weigh.2.weight"))  # each of the two weighs a half
+    t = F.interpolate(F.conv1d(g, fuse.get_parameter("beside.weight")), 40, mode="linear")
+    torch.testing.assert_close(fuse(f, g), 1.5 * t)
 
 
 def test_tokens_of_the_second_teacher_stand_where_they_are_from():
@@ -216,48 +341,6 @@ def test_a_student_sees_four_seconds_around_each_cell():
 # Noise
 
 
-def test_gaussians_of_batches_are_those_of_all_cells_at_once():
-    rows, kinds = clouds(900)
-    found = fitted(rows)
-    order = [0, 1] if found.mean[0, 0] < 5 else [1, 0]
-    for k, kind in zip(order, kinds, strict=True):
-        np.testing.assert_allclose(found.mean[k], kind.mean(0), atol=1e-4)
-        np.testing.assert_allclose(found.covariance[k], np.cov(kind.T, ddof=0), atol=1e-3)
-        assert found.count[k] == len(kind)
-
-
-def test_noise_has_the_mean_and_the_covariance_of_the_cells_kind():
-    rows, kinds = clouds(900)
-    found = fitted(rows)
-    first = torch.from_numpy(kinds[0][:1].astype(np.float32)).T[None].expand(1, 3, 200_000)
-    drawn = found.draw(first, torch.tensor([0]), 2.0)[0].numpy()
-    ridge = 0.01 * np.mean([np.cov(kind.T, ddof=0).trace() / 3 for kind in kinds])
-    np.testing.assert_allclose(drawn.mean(1), kinds[0].mean(0), atol=0.02)
-    wanted = 4 * (np.cov(kinds[0].T, ddof=0) + ridge * np.eye(3))
-    np.testing.assert_allclose(np.cov(drawn), wanted, atol=0.02 * wanted.max())
-
-
-def test_noise_of_strength_0_is_the_mean_of_the_kind_that_the_chosen_record_has():
-    rows, kinds = clouds(900)
-    found = fitted(rows)
-    near = [torch.from_numpy(kind[:4].astype(np.float32)).T for kind in kinds]
-    f = torch.stack(near)  # record 0 holds one kind, record 1 the other
-    for chosen in ([0, 1], [1, 0]):
-        drawn = found.draw(f, torch.tensor(chosen), 0.0)
-        for i, k in enumerate(chosen):
-            wanted = torch.from_numpy(kinds[k].mean(0).astype(np.float32))[:, None].expand(3, 4)
-            torch.testing.assert_close(drawn[i], wanted, atol=1e-4, rtol=0)
-
-
-def test_white_noise_is_as_loud_and_the_same_in_all_directions():
-    rows, _ = clouds(900)
-    found = fitted(rows, white=True, kinds=1)
-    drawn = found.draw(torch.zeros(1, 3, 200_000), torch.tensor([0]), 1.0)[0].numpy()
-    variance = np.cov(rows.T, ddof=0).trace() / 3
-    np.testing.assert_allclose(np.cov(drawn), variance * np.eye(3), atol=0.02 * variance)
-    np.testing.assert_allclose(drawn.mean(1), rows.mean(0), atol=0.05)
-
-
 @pytest.mark.parametrize("grid", [(63,), (12, 9)])
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 def test_boxes_hold_the_share_that_was_asked_for(grid, share):
@@ -268,12 +351,19 @@ def test_boxes_hold_the_share_that_was_asked_for(grid, share):
     assert (boxes.flatten(1).sum(1) == round(share * n)).all()
 
 
-def test_boxes_are_of_several_sizes_and_anywhere():
+def test_boxes_of_a_batch_have_one_size_of_1_to_4_cells_each_as_often_and_lie_anywhere():
+    """12 of 60 cells are whole boxes of any size, so that runs of them are multiples of it."""
     torch.manual_seed(0)
-    boxes = torch.cat([draw_boxes(50, (63,), 0.2) for _ in range(20)])[:, 0]
-    runs = [len(run) for row in boxes.int().tolist() for run in "".join(map(str, row)).split("0")]
-    assert {1, 2, 3, 4} <= set(runs)
-    assert (boxes.mean(0) - 0.2).abs().max() < 0.1
+    sizes, share = [], torch.zeros(60)
+    for _ in range(200):
+        boxes = draw_boxes(50, (60,), 0.2)[:, 0].int()
+        rows = ["".join(map(str, row)) for row in boxes.tolist()]
+        assert len(set(rows)) > 40
+        sizes.append(math.gcd(*(len(run) for row in rows for run in row.split("0") if run)))
+        share += boxes.float().mean(0) / 200
+    assert all(20 < sizes.count(size) < 80 for size in (1, 2, 3, 4))  # 50 +- 6 each
+    assert len(set(sizes)) == 4
+    assert (share - 0.2).abs().max() < 0.02
 
 
 def test_noise_falls_on_the_same_time_of_all_levels_and_nowhere_else():
@@ -285,6 +375,49 @@ def test_noise_falls_on_the_same_time_of_all_levels_and_nowhere_else():
         size = level.shape[1] // 10
         assert torch.equal(level, changed[2].repeat_interleave(size, 1))
     assert (changed[2].sum(1) == 3).all()
+
+
+def one_kind_a_record(b: int, **settings) -> tuple[Model, list[Tensor]]:
+    """Records of nothing but 50 and of nothing but -50 in turn, with kinds about these."""
+    net = model(**settings)
+    sign = torch.tensor([1.0, -1.0]).repeat(b // 2)
+    e = [50 * sign[:, None, None] * torch.ones(w, n) for w, n in ((4, 40), (5, 20), (6, 10))]
+    for made, f in zip(net.noise, e, strict=True):
+        made.bank.get_buffer("centres").copy_(f[:2, :, 0])
+        made.mean.copy_(f[:2, :, 0])
+        made.covariance.copy_(torch.eye(f.shape[1]).expand_as(made.covariance))
+        made.count.fill_(100)
+    return net, e
+
+
+def test_half_of_the_records_have_noise_of_the_kinds_of_another_record_at_all_levels():
+    net, e = one_kind_a_record(4000, replaced=1.0, strength=0.0)
+    noisy = net.noisy(e)
+    changed = torch.stack(
+        [(f != own).flatten(1).float().mean(1) for f, own in zip(noisy, e, strict=True)]
+    )
+    assert set(changed.unique().tolist()) == {0.0, 1.0}
+    assert (changed == changed[0]).all()
+    assert changed[0].mean().item() == pytest.approx(0.5, abs=5 * 0.5 / 4000**0.5)
+
+
+def test_noise_is_as_strong_as_the_settings_say():
+    net, e = one_kind_a_record(400, replaced=1.0, strength=1.7)
+    for f in net.noisy(e):
+        size = (f - 50 * f.sign()).std()
+        assert size.item() == pytest.approx(1.7 * 1.01**0.5, rel=0.05)
+    assert model().config.strength == 1  # the paper's, which has no s
+
+
+@pytest.mark.parametrize(
+    ("noise", "kinds", "white"), [("components", 7, False), ("white", 1, True)]
+)
+def test_white_noise_is_of_one_kind_and_that_of_components_of_as_many(noise, kinds, white):
+    net = model(noise=noise, components=7)
+    assert [(len(g.mean), g.mean.shape[1], g.white) for g in net.noise] == [
+        (kinds, width, white) for width in (4, 5, 6)
+    ]
+    assert not model(noise="none").noise
 
 
 def test_without_noise_both_students_are_given_the_same():
@@ -301,7 +434,18 @@ def test_noise_is_fitted_in_training_only():
     assert [int(g.count.sum()) for g in net.noise] == [160, 80, 40]
 
 
-def test_enough_cells_are_enough(monkeypatch):
-    monkeypatch.setattr(normality, "MOST", 100)
-    rows, _ = clouds(300)
-    assert fitted(rows).count.sum() == 100  # the first of three parts, and no more
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shares": (0.0, 1.0)}, r"shares are \(0.0, 1.0\); two positive"),
+        ({"shares": (1.0,)}, r"shares are \(1.0,\); two positive"),
+        ({"context": 4}, "kernel is 3, context 4; each is odd"),
+        ({"widths": (4, 0)}, r"widths are \(4, 0\); one positive"),
+        ({"strength": -0.1}, "replaced is 0.2, strength -0.1"),
+        ({"replaced": -0.1}, "replaced is -0.1, strength 1.0"),
+        ({"bottleneck": 0}, "bottleneck is 0; at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        model(**settings)

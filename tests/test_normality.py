@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ecgad.parts.normality import (
     LEVELS,
-    PRIOR,
     Bank,
     Gaussian,
     Patches,
     Quantiles,
     Rhythm,
     draw,
+    lagged_covariance,
 )
 
 
@@ -52,10 +52,32 @@ def test_a_bank_larger_than_what_there_is_holds_every_row():
     assert bank(rows).max() < 1e-6
 
 
-def test_a_bank_sees_no_more_rows_than_asked_for():
-    bank, rows = Bank(8, 2), torch.arange(40.0).reshape(20, 2)
-    bank.fit(rows, most=6)
-    assert len(bank.centres.unique(dim=0)) == 6
+def test_a_bank_sees_no_more_rows_than_asked_for_and_any_of_them():
+    bank, rows, seen = Bank(8, 2), torch.arange(40.0).reshape(20, 2), set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        bank.fit(rows, most=6)
+        drawn = set(bank.centres[:, 0].tolist())
+        assert len(drawn) == 6
+        seen |= drawn
+    assert len(seen) == 20  # each is missed with a chance of 0.7^40
+
+
+def test_a_bank_with_leads_looks_for_each_lead_among_its_own_centres():
+    rows = torch.randn(30, 2, 3) + torch.tensor([0.0, 20.0])[:, None]
+    bank, alone = Bank(40, 3, leads=(2,)), Bank(40, 3)
+    bank.fit(rows)
+    swapped = rows.flip(1).transpose(0, 1)  # (2, 30, 3)
+    for lead in (0, 1):
+        alone.fit(rows[:, lead])
+        torch.testing.assert_close(bank(swapped)[lead], alone(swapped[lead]))
+
+
+def test_no_row_is_nearer_than_0():
+    rows = 1e3 + torch.randn(50, 5)
+    bank = Bank(50, 5)
+    bank.fit(rows)
+    assert bank(rows).min() >= 0
 
 
 def test_a_bank_looks_among_what_was_foreseen_too():
@@ -68,7 +90,7 @@ def test_a_bank_looks_among_what_was_foreseen_too():
         (bank, others, {"foreseen": True}),
     ):
         if options:
-            nowhere = torch.zeros(1, 3)
+            nowhere = torch.full((1, 3), 50.0)
             assert torch.equal(bank(nowhere), plain(nowhere))  # nothing is foreseen yet
         torch.manual_seed(0)
         each.fit(given, **options)
@@ -87,6 +109,40 @@ def test_a_gaussian_gives_no_weight_to_what_does_not_vary():
     torch.testing.assert_close(gaussian(moved), gaussian(rows))
     with pytest.raises(ValueError, match="1 records; a covariance needs at least two"):
         gaussian.fit(rows[:1])
+
+
+@pytest.mark.parametrize(("times", "different"), [((1, 1), 2), ((20, 20), 2), ((4,), 1)])
+def test_rows_that_are_one_or_two_over_and_over_have_no_distance(times, different):
+    rows = torch.randn(2, 3)[: len(times)].repeat_interleave(torch.tensor(times), 0)
+    gaussian = fitted(torch.randn(9, 3))
+    before = gaussian.whitening.clone()
+    with pytest.raises(ValueError, match=f"{len(rows)} records, {different} of them different; a"):
+        gaussian.fit(rows)
+    assert torch.equal(gaussian.whitening, before)
+
+
+def test_features_that_all_but_repeat_each_other_have_a_distance():
+    x = torch.randn(5000, 1)
+    rows = torch.cat([x, x + 1e-3 * torch.randn(5000, 1)], 1)
+    distance = fitted(rows)(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+    assert distance[0] == pytest.approx(1, abs=0.1)
+    assert distance[1] > 20
+
+
+def test_three_different_rows_have_a_distance():
+    """With z = (2, -1, -1) / sqrt(2) of one feature, whose variance is 1: nothing to shrink."""
+    rows = torch.tensor([[3.0], [0.0], [0.0]])
+    torch.testing.assert_close(fitted(rows)(rows), torch.tensor([2.0, 1.0, 1.0]) / 2**0.5)
+    rows = torch.tensor([[3.0, 3.0], [0.0, 0.0], [0.0, 0.0]])
+    assert torch.isfinite(fitted(rows)(rows)).all()
+
+
+def test_a_deviation_of_a_ten_thousandth_of_the_mean_is_rounding():
+    sign = torch.tensor([1.0, -1.0]).repeat(20)
+    for share, far in ((0.9e-4, False), (1.1e-4, True)):
+        rows = torch.stack([torch.randn(40), 100 * (1 + share * sign)], 1)
+        gaussian = fitted(rows)
+        assert bool(gaussian.weight[1] > 0) == far
 
 
 def test_a_gaussian_is_the_mahalanobis_distance_of_what_is_shrunk():
@@ -173,7 +229,29 @@ def test_stretches_of_the_bank_are_drawn_from_all_batches():
     assert patches.bank.centres[0].unique(dim=0)[:, 0].tolist() == [1, 2, 3, 4]
     rows = draw([torch.arange(500.0)[:, None], torch.arange(500.0, 1000)[:, None]], 1000, 100)
     assert 50 < len(rows) < 150
-    assert (rows >= 500).any()
+    assert rows.max() > 800  # of each part not the first ones
+
+
+def test_what_was_foreseen_fills_other_centres_and_sets_no_level():
+    patches = Patches((2, 40), segment=10, span=2, pool=2, size=4, foreseen=4)
+    rhythm = Rhythm((2, 200), 10, pool=2, piece=30, hop=10, lags=(4, 12), size=4, foreseen=4)
+    for part, long in ((patches, 40), (rhythm, 200)):
+        normal, other = torch.randn(9, 2, long), 50 * torch.randn(1, 2, long)
+        part.fit([normal])
+        centres, far = part.bank.centres.clone(), part(other)
+        level = patches.level.clone()
+        part.fit([other], foreseen=True)
+        assert torch.equal(part.bank.centres[..., :4, :], centres[..., :4, :])
+        assert part.bank.centres[..., 4:, :].abs().max() < 1e5  # no longer FAR
+        assert torch.equal(patches.level, level)
+        assert part(other).mean() < 0.9 * far.mean()
+
+
+def test_normals_without_any_signal_leave_a_finite_distance():
+    patches = Patches((1, 40), segment=10, span=2, pool=2, size=2)
+    patches.fit([torch.zeros(3, 1, 40)])
+    assert torch.isfinite(patches(torch.randn(2, 1, 40))).all()
+    assert (patches(torch.zeros(1, 1, 40)) == 0).all()
 
 
 def test_a_rhythm_is_the_autocorrelation_of_the_speed_in_pieces():
@@ -249,7 +327,7 @@ def test_quantiles_learn_of_generated_normals_first_how_they_go_together():
     quantiles.fit(generated.split(40))
     quantiles.fit(x.split(8))
     gaussian = fitted(quantiles.features(generated))
-    gaussian.fit(quantiles.features(x), PRIOR)
+    gaussian.fit(quantiles.features(x), 300)
     torch.testing.assert_close(quantiles(x), gaussian(quantiles.features(x)))
 
 
@@ -262,3 +340,20 @@ def test_muscle_noise_moves_the_quantiles_of_averages_less():
         for one in (Quantiles((1, 1000), pool=4), Quantiles((1, 1000), pool=1))
     ]
     assert moved[0] < 0.5 * moved[1]
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_the_covariance_of_leads_is_that_of_each_with_each_some_samples_later(lag):
+    along = torch.randn(2, 3, 4, 11)  # four rows of 11 samples of each lead
+    x = along.numpy() - along.numpy().mean((2, 3), keepdims=True)
+    found = lagged_covariance(along, lag).reshape(2, 3, 3)
+    for b, i, j in np.ndindex(2, 3, 3):
+        slow = np.mean([x[b, i, :, t] * x[b, j, :, t + lag] for t in range(11 - lag)])
+        assert found[b, i, j].item() == pytest.approx(slow, abs=1e-5)
+
+
+def test_signals_too_short_and_pictures_have_no_patches():
+    Patches((2, 13), segment=4, span=3, pool=2, size=2)
+    for shape in ((2, 12), (1, 20, 20)):
+        with pytest.raises(ValueError, match="of signals of more than 12 samples"):
+            Patches(shape, segment=4, span=3, pool=2, size=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import naive_transport
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,14 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ecgad import methods
-from ecgad.parts.transport import INDEPENDENT, lead_vectors
+from ecgad.parts.transport import INDEPENDENT, grid_cost, lead_vectors
 
 SMALL = {"encoder": "raw:20", "prototypes": 24, "local": 24, "steps": 6, "ema": 0.8}
 SHORT = SMALL | {"window": 160, "lags": (30, 100)}
+TINY = {
+    "encoder": "raw:4", "patch": 4, "window": 12, "lags": (2, 6), "prototypes": 5, "local": 4,
+    "alpha": 0.4, "epsilon": 0.2, "relax": 0.15, "ema": 0.7, "steps": 5,
+}  # fmt: skip
 SQUARES = SMALL | {"encoder": "raw:8"}
 
 
@@ -65,6 +70,96 @@ def normals(ecg) -> Tensor:
 @pytest.fixture(scope="module")
 def model(normals):
     return learned(normals)
+
+
+def batches(seed: int = 0) -> tuple[Tensor, ...]:
+    """Seven records of 2 leads in three batches, of which the last holds one."""
+    return (1 + 2 * torch.randn(7, 2, 24, generator=torch.Generator().manual_seed(seed))).split(3)
+
+
+def warmed(settings: dict):
+    model = made((2, 24), settings)
+    torch.manual_seed(1)
+    model.warm_up(iter(batches()))
+    return model
+
+
+# Learning
+
+
+def test_learning_takes_steps_over_the_batches_again_and_again_as_the_settings_say():
+    """From where an ema of 1 leaves the prototypes: where they begin."""
+    found, naive = warmed(TINY), warmed(TINY | {"ema": 1.0})
+    for i in (0, 1, 2, 0, 1):
+        for name, z in naive.tokens(batches()[i]).items():
+            prototypes, _ = naive_transport.step(naive.banks[name], z, 0.7, 0.2, 0.15)
+            naive.banks[name].prototypes.copy_(torch.from_numpy(prototypes))
+    for name, bank in naive.banks.items():
+        torch.testing.assert_close(
+            found.banks[name].prototypes, bank.prototypes, atol=1e-4, rtol=0, msg=name
+        )
+
+
+def test_prototypes_begin_as_tokens_of_the_first_batch():
+    model = warmed(TINY | {"ema": 1.0})
+    for name, z in model.tokens(batches()[0]).items():
+        apart = torch.cdist(model.banks[name].prototypes, model.banks[name].lifted(z).flatten(0, 2))
+        assert apart.amin(1).max() < 1e-3
+
+
+def test_tokens_and_distances_are_standardised_with_all_records():
+    model, x = warmed(TINY), torch.cat(batches())
+    tokens = model.tokens(x)
+    assert tokens["joint0"].mean(0).abs().max() < 1e-5
+    assert tokens["leads"].mean((0, 1)).abs().max() < 1e-5
+    for name, z in tokens.items():
+        means, bank = model.banks[name].distance(z).mean(2), model.banks[name]  # (7, rows)
+        torch.testing.assert_close(bank.centre, means.mean(0))
+        torch.testing.assert_close(bank.spread, means.std(0, correction=0))
+        each = bank(z).mean(2)
+        assert each.mean(0).abs().max() < 1e-4
+        torch.testing.assert_close(each.std(0, correction=0), torch.ones(bank.spread.shape))
+
+
+def test_the_loss_is_the_mean_over_banks_of_their_mean_distance():
+    model, x = warmed(TINY), batches(seed=1)[0]
+    each = []
+    for name, z in model.tokens(x).items():
+        cost, _ = naive_transport.cost(model.banks[name], z)
+        each.append(cost.min(1).mean())
+    assert len(each) == 3
+    assert model.loss(x).item() == pytest.approx(np.mean(each), abs=1e-5)
+    assert model.stages() == []
+
+
+def test_place_counts_in_local_banks_alone_and_each_kind_has_its_number_of_prototypes():
+    signal, square = made((2, 24), TINY), made((1, 16, 24), TINY | {"encoder": "mmae:8:8:3:2"})
+    sizes = {
+        name: (bank.alpha, len(bank.prototypes))
+        for model in (signal, square)
+        for name, bank in model.banks.items()
+    }
+    assert sizes == {
+        "joint0": (0, 5), "joint1": (0, 5), "rhythm": (0, 5), "leads": (0.4, 4),
+        "place0": (0.4, 4), "place1": (0.4, 4),
+    }  # fmt: skip
+    corners = square.banks["place1"].apart[0]  # of 2 x 3 tokens, to those of prototypes 0 .. 3
+    torch.testing.assert_close(corners, grid_cost((2, 3))[:, [0, 1, 3, 4]])
+
+
+def test_each_bank_looks_at_the_layer_it_is_named_after():
+    x, settings = torch.randn(2, 1, 16, 24), TINY | {"encoder": "mmae:8:8:4:2"}
+    model = made((1, 16, 24), settings)
+    layers, tokens = model.encoder(x), model.tokens(x)
+    assert list(tokens) == ["joint0", "joint2", "place0", "place2"]
+    for name, z in tokens.items():
+        assert torch.equal(z[:, 0], layers[:, int(name[-1])])
+    assert model.config.encoder == "mmae:8x8:8:4:2"
+
+
+def test_the_papers_numbers_are_the_defaults():
+    c = methods.build("otproto", (12, 1000), {}).config
+    assert (c.levels, c.alpha, c.epsilon, c.ema) == (2, 0.3, 0.01, 0.95)
 
 
 # Rhythm
@@ -233,6 +328,10 @@ def test_without_a_window_the_map_is_that_of_the_other_banks(model, normals):
         ({"lags": (30, 200)}, "below the window's 160"),
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"epsilon": 0.0}, "epsilon is 0.0"),
+        ({"relax": 0.0}, "relax is 0.0"),
+        ({"ema": -0.1}, "ema is -0.1"),
+        ({"local": 0}, "local is 0"),
+        ({"lags": (0, 100)}, r"lags are \(0, 100\)"),
         ({"steps": 0}, "steps is 0"),
         ({"patch": 7}, r"patch \(7,\) does not tile grid"),
     ],

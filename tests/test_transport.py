@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
+import naive_transport
 import numpy as np
 import ot
 import pytest
 import torch
-import torch.nn.functional as F
-from scipy.special import logsumexp
 from torch import Tensor
 
 from ecgad.parts import transport
@@ -27,17 +26,6 @@ def costs(n: int = 12, k: int = 5) -> Tensor:
     return torch.rand((n, k), generator=torch.Generator().manual_seed(0))
 
 
-def slow_plan(cost: np.ndarray, epsilon: float, relax: float) -> np.ndarray:
-    """Minimiser of <G, M> + epsilon KL(G, a b^T) + relax KL(columns, b), rows exact."""
-    n, k = cost.shape
-    f, g = np.zeros(n), np.zeros(k)
-    damping = 1.0 if math.isinf(relax) else relax / (relax + epsilon)
-    for _ in range(5000):
-        g = -damping * epsilon * logsumexp((f[:, None] - cost) / epsilon - np.log(n), axis=0)
-        f = -epsilon * logsumexp((g[None] - cost) / epsilon - np.log(k), axis=1)
-    return np.exp((f[:, None] + g[None] - cost) / epsilon) / (n * k)
-
-
 def bank(z: Tensor, apart: Tensor | None = None, alpha: float = 0.0, k: int = 6) -> Bank:
     torch.manual_seed(0)
     made = Bank(z.shape[-1], torch.zeros(1, 1, k) if apart is None else apart, alpha)
@@ -51,7 +39,7 @@ def bank(z: Tensor, apart: Tensor | None = None, alpha: float = 0.0, k: int = 6)
 @pytest.mark.parametrize("relax", [math.inf, 0.5, 0.05])
 def test_the_plan_is_that_of_a_slow_sinkhorn_in_the_log_domain(relax):
     cost = costs()
-    expected = slow_plan(cost.double().numpy(), 0.1, relax)
+    expected = naive_transport.plan(cost.double().numpy(), 0.1, relax)
     np.testing.assert_allclose(transport.plan(cost, 0.1, relax), expected, rtol=1e-4, atol=1e-9)
 
 
@@ -78,6 +66,34 @@ def test_relaxed_a_prototype_of_what_is_rare_gets_less():
     assert shares[0] == pytest.approx(0.1, abs=0.02)
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("relax", [math.inf, 0.2])
+def test_what_all_costs_of_a_token_have_in_common_changes_no_plan(relax):
+    more = 1e4 * torch.rand(12, 1, generator=torch.Generator().manual_seed(1)).double()
+    cost = costs().double()
+    expected = transport.plan(cost, 0.05, relax)
+    np.testing.assert_allclose(transport.plan(cost + more, 0.05, relax), expected, rtol=1e-7)
+    alike = transport.plan(torch.full((4, 3), 1e6), 0.01, relax)
+    np.testing.assert_allclose(alike, 1 / 12)
+
+
+@pytest.mark.parametrize("relax", [math.inf, 0.2])
+def test_costs_beyond_all_measure_give_a_plan(relax):
+    cost = torch.tensor([[0.0, 1e6, 1e6], [1e6, 0.0, 1e6]])
+    found = transport.plan(cost, 0.01, relax)
+    np.testing.assert_allclose(found.sum(1), 0.5)
+    assert bool((found.sum(0) > 0).all())  # so that every prototype has a barycentre
+    torch.testing.assert_close(found[0, 0], found[1, 1])
+    torch.testing.assert_close(found[0, 2], found[1, 2])
+
+
+def test_a_first_batch_of_tokens_all_alike_leaves_prototypes_that_can_learn():
+    made = bank(torch.zeros(2, 1, 10, 3), k=4)
+    for relax in (0.5, math.inf):
+        made.step(noise(2, 1, 10, 3), **PLAIN | {"relax": relax})
+    assert bool(torch.isfinite(made(noise(3, 1, 10, 3, seed=1))).all())
+    assert float(made.get_buffer("prototypes")[:, :3].abs().max()) > 0
 
 
 def test_a_barycentre_is_the_mean_of_what_a_prototype_is_sent():
@@ -143,6 +159,13 @@ def test_quiet_tokens_are_alike_whatever_their_direction_and_loud_ones_are_not()
     assert float(1 - transport.lift(z) @ transport.lift(3 * z).T) > 0.01  # and size is seen
 
 
+def test_a_token_is_lifted_by_its_energy_and_a_constant():
+    found = transport.lift(torch.tensor([[1.0, -2.0, 2.0], [0.0, 0.0, 0.0]]))
+    first = torch.tensor([1 / 3**0.5, -2 / 3**0.5, 2 / 3**0.5, math.log(4), 0.8])
+    torch.testing.assert_close(found[0], first / (3 + math.log(4) ** 2 + 0.64) ** 0.5)
+    assert found[1].tolist() == [0, 0, 0, 0, 1]
+
+
 # A bank
 
 
@@ -153,21 +176,6 @@ def test_a_token_that_is_a_prototype_is_at_distance_zero():
     assert len({tuple(p) for p in made.get_buffer("prototypes").tolist()}) == 7
     np.testing.assert_allclose(distance[:7], 0, atol=1e-6)
     assert distance[7] > 1e-4
-
-
-def test_a_distance_is_that_to_the_nearest_prototype_by_feature_and_place():
-    z, apart = noise(2, 2, 3, 4), torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]])
-    made = bank(z, apart, alpha=0.3)
-    lifted = made.lifted(z)
-    for b in range(2):
-        for row in range(2):
-            for i in range(3):
-                every = [
-                    0.7 * (1 - F.cosine_similarity(lifted[b, row, i], p, dim=0)) / made.largest
-                    + 0.3 * (row != j)
-                    for j, p in enumerate(made.get_buffer("prototypes"))
-                ]
-                torch.testing.assert_close(made.distance(z)[b, row, i], min(every))
 
 
 def test_the_order_of_the_prototypes_does_not_matter():
@@ -188,17 +196,95 @@ def test_one_extreme_token_changes_no_other_tokens_distance():
     assert made(extreme)[0, 0, 4] != made(z)[0, 0, 4]
 
 
-def test_ema_one_keeps_the_prototypes_and_ema_zero_makes_them_the_barycentres():
+def with_places(z: Tensor, k: int) -> Bank:
+    """Each token of (b, 2, 4, d) has a place, and no prototype has length 1."""
+    made = bank(z, torch.rand((2, 4, k), generator=torch.Generator().manual_seed(1)), 0.3, k)
+    made.get_buffer("prototypes").mul_(torch.linspace(0.5, 1.5, k)[:, None])
+    return made
+
+
+def test_the_cost_is_of_feature_and_place_in_units_of_the_largest():
+    z = 3 * noise(3, 2, 4, 5) + 1
+    made = with_places(z, 6)
+    cost, _ = naive_transport.cost(made, z)
+    found = made.cost(made.lifted(z), made.get_buffer("apart"))
+    np.testing.assert_allclose(found.flatten(0, 2), cost, atol=1e-5)
+    np.testing.assert_allclose(made.distance(z).flatten(), cost.min(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [(0.0, 0.1, math.inf), (0.7, 0.1, 0.2), (0.4, 0.3, 0.05)])
+def test_a_step_moves_each_prototype_a_little_towards_its_barycentre(settings):
+    z = 3 * noise(3, 2, 4, 5) + 1
+    made = with_places(z, 6)
+    expected, price = naive_transport.step(made, z, *settings)
+    found = made.step(z, **dict(zip(("ema", "epsilon", "relax"), settings, strict=True)))
+    np.testing.assert_allclose(made.get_buffer("prototypes"), expected, atol=1e-5)
+    assert float(found) == pytest.approx(price, abs=1e-6)
+
+
+def test_ema_one_keeps_the_prototypes():
     z = noise(4, 1, 10, 3)
     made = bank(z)
     before = made.get_buffer("prototypes").clone()
     made.step(z, **PLAIN | {"ema": 1.0})
     assert torch.equal(made.get_buffer("prototypes"), before)
-    tokens = made.lifted(z).flatten(0, 2)
-    sent = slow_plan(made.cost(tokens, torch.zeros(40, 6)).double().numpy(), 0.1, math.inf)
-    made.step(z, **PLAIN | {"epsilon": 0.1})
-    expected = (sent / sent.sum(0)).T @ tokens.double().numpy()
-    np.testing.assert_allclose(made.get_buffer("prototypes"), expected, atol=1e-3)
+
+
+def test_a_step_is_of_as_many_tokens_as_a_plan_holds_and_they_are_drawn_by_chance(monkeypatch):
+    """Told apart by their places, which are all that counts at alpha 1."""
+    seen = []
+    monkeypatch.setattr(transport, "SAMPLE", 6)
+    monkeypatch.setattr(
+        transport, "plan", lambda cost, *_: seen.append(cost[:, 0].tolist()) or torch.ones(6, 2)
+    )
+    z = noise(4, 1, 10, 3)
+    made = bank(z, torch.arange(10.0)[None, :, None].expand(1, 10, 2), alpha=1.0)
+    for _ in range(60):
+        made.step(z, **PLAIN)
+    assert {len(drawn) for drawn in seen} == {6}
+    counts = np.bincount(np.ravel(seen).astype(int), minlength=10)  # each 36 +- 5.3
+    assert 10 < counts.min() <= counts.max() < 62
+    assert len({tuple(drawn) for drawn in seen}) > 50
+
+
+def test_a_bank_begins_with_the_size_of_the_tokens_and_their_largest_cost():
+    z = 3 * noise(3, 2, 4, 5) + 1
+    made = bank(z)
+    scale = float(z.double().square().mean().sqrt())
+    assert made.scale.item() == pytest.approx(scale)
+    lifted = [naive_transport.lift(token.double().numpy(), scale) for token in z.flatten(0, 2)]
+    drawn = made.get_buffer("prototypes").double().numpy()
+    assert all(min(np.abs(p - token).max() for token in lifted) < 1e-6 for p in drawn)
+    largest = max(1 - token @ p for token in lifted for p in drawn)
+    assert made.largest.item() == pytest.approx(largest, abs=1e-6)
+
+
+def test_no_token_is_drawn_twice_while_there_are_others():
+    z = noise(2, 1, 3, 4)
+    made = bank(z, k=6)
+    assert len(made.get_buffer("prototypes").unique(dim=0)) == 6
+    more = bank(z, k=15)
+    assert len(more.get_buffer("prototypes").unique(dim=0)) == 6
+
+
+def test_prototypes_begin_as_tokens_of_their_place_of_any_record():
+    z = noise(50, 2, 3, 4)
+    apart = torch.ones(2, 3, 6) - torch.eye(6).reshape(2, 3, 6)
+    lifted, records = bank(z).lifted(z), []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        made = Bank(4, apart, 0.5)
+        made.begin(z)
+        for j, p in enumerate(made.get_buffer("prototypes")):
+            (record,) = (lifted[:, j // 3, j % 3] == p).all(1).nonzero().flatten().tolist()
+            records.append(record)
+    assert len(set(records)) > 40  # of 50, by 240 draws
+
+
+def test_a_bank_of_nothing_but_zeros_is_finite():
+    made = bank(torch.zeros(2, 1, 3, 4), k=2)
+    assert bool((made.distance(torch.zeros(2, 1, 3, 4)).abs() < 0.2).all())
+    assert bool(torch.isfinite(made.distance(noise(2, 1, 3, 4))).all())
 
 
 def test_prototypes_become_the_means_of_as_many_clusters():
@@ -239,8 +325,9 @@ def test_means_of_normal_records_have_mean_zero_and_deviation_one_in_each_row():
     np.testing.assert_allclose(means.std(0, correction=0), 1, atol=1e-4)
 
 
-def test_one_record_alone_gives_a_finite_scale():
-    z = noise(1, 1, 10, 3)
+def test_one_record_alone_gives_deviations_of_a_thousandth_of_the_cost():
+    z, other = noise(1, 1, 10, 3), noise(3, 1, 10, 3, seed=1)
     made = bank(z)
     made.standardise(made.distance(z).mean(2))
-    assert bool(torch.isfinite(made(noise(3, 1, 10, 3, seed=1))).all())
+    expected = (made.distance(other) - made.distance(z).mean()) * 1000
+    torch.testing.assert_close(made(other), expected)

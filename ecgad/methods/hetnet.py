@@ -268,8 +268,8 @@ class _Teacher(nn.Module):
 
     def warm_up(self, batches: list[Tensor]) -> None:
         """The root mean square of each channel, which it is divided by."""
-        energy = [x.transpose(0, 1).flatten(1).square().mean(1) for x in batches]
-        size = torch.stack(energy).mean(0).sqrt().reshape(self.size.shape)
+        energy = torch.cat([x.flatten(2).square().mean(2) for x in batches])  # (records, c)
+        size = energy.mean(0).sqrt().reshape(self.size.shape)
         self.size.copy_(size.clamp_min(FLAT * size.max()).clamp_min(1e-6))
 
     def damage(self, e: list[Tensor]) -> list[Tensor]:

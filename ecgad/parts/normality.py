@@ -29,6 +29,7 @@ RIDGE = 0.01  # added to each of their covariances, of the mean variance
 LEVELS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of `Quantiles`
 PRIOR = 300  # records that generated normals count as in the covariance of `Quantiles`
 CONSTANT = 1e-4  # a deviation under this share of the mean is rounding, not variation
+SINGULAR = 1e-12  # share of the largest variance under which the smallest is rounding
 FAR = 1e6  # from everything: where a centre stands that is not fitted to anything
 
 
@@ -121,7 +122,8 @@ class Gaussian(nn.Module):
 
     @torch.no_grad()
     def fit(self, rows: Tensor, prior: int = 0) -> None:
-        """To (n, d), in float64. Raises `ValueError` for fewer than two.
+        """To (n, d), in float64. Raises `ValueError` for fewer than two, and where no distance
+        follows: of the same row over and over, or of two rows, each half of the times.
 
         The correlations of what it was fitted to before, if anything, count as `prior` rows more.
         """
@@ -142,6 +144,11 @@ class Gaussian(nn.Module):
             before = torch.linalg.inv(before @ before.T)
             covariance = (len(rows) * covariance + prior * before) / (len(rows) + prior)
         variances, axes = torch.linalg.eigh(covariance)
+        if variances[0] <= SINGULAR * variances[-1]:
+            raise ValueError(
+                f"{len(rows)} records, {len(rows.unique(dim=0))} of them different; a covariance "
+                "needs at least three that differ, better hundreds"
+            )
         self.centre.copy_(centre)
         self.weight.copy_(weight)
         self.whitening.copy_(axes * variances.rsqrt())

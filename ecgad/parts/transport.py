@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 ITERATIONS = 100  # of Sinkhorn's scaling, the authors' number
 SAMPLE = 1600  # tokens of a batch in one plan; more of them cost time in proportion
+FARTHEST = 500  # epsilons of a cost, beyond which no plan sends less: exp(-745) is 0 to float64
 CONSTANT = 0.8  # of a lifted token, whose direction has length 1 where its energy is the mean
 FLOOR = 1e-3  # of a spread over records, in units of the cost: one record has none
 
@@ -71,11 +72,13 @@ def plan(cost: Tensor, epsilon: float, relax: float) -> Tensor:
     """The entropic plan from n tokens to k prototypes, (n, k) in float64, for `cost` (n, k).
 
     Each row sums to 1 / n. Columns sum to 1 / k when `relax` is infinite, else to what suits the
-    tokens, at a price of `relax` for each nat of divergence.
+    tokens, at a price of `relax` for each nat of divergence. What all costs of a token have in
+    common changes nothing, as its row is exact; so no cost is so large that it gives no plan.
     """
     import ot
 
     cost = cost.double()
+    cost = (cost - cost.amin(1, keepdim=True)).clamp(max=FARTHEST * epsilon)
     n, k = cost.shape
     rows, columns = cost.new_full((n,), 1 / n), cost.new_full((k,), 1 / k)
     found = ot.unbalanced.sinkhorn_unbalanced(
