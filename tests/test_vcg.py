@@ -124,8 +124,8 @@ def test_the_tangent_is_that_of_the_curve_smoothed_by_4_ms_and_the_normal_turns_
 
 
 def test_what_is_slower_than_a_twentieth_of_the_fastest_hundredth_has_no_direction_of_its_own():
-    speeds = [(400, 1, 0.02), (200, 0, 1), (400, 1, 0.1), (8, 2, 50), (300, 0, 0.02)]  # n, axis
-    velocity = np.zeros((3, 1308))
+    speeds = [(1200, 1, 0.02), (600, 0, 1), (1200, 1, 0.1), (4, 2, 50), (900, 0, 0.02)]  # n, axis
+    velocity = np.zeros((3, 3904))
     starts = np.cumsum([0, *[n for n, _, _ in speeds]])
     for start, (n, axis, speed) in zip(starts, speeds, strict=False):
         velocity[axis, start : start + n] = speed
