@@ -163,7 +163,8 @@ def test_credit_is_what_a_small_step_on_a_token_takes_off_the_objective():
     def objective(w: Tensor) -> Tensor:
         return torch.tanh(other @ w).square().sum()
 
-    found = credit(error(weight), objective(weight), [weight])
+    errors, judged = error(weight), objective(weight)
+    found = credit(errors, judged, [weight])
     rate = 1e-6
     for i in range(2):
         for j in range(4):
@@ -171,6 +172,7 @@ def test_credit_is_what_a_small_step_on_a_token_takes_off_the_objective():
             fall = objective(weight) - objective(weight - rate * step)
             torch.testing.assert_close(found[i, j], fall / rate, rtol=1e-4, atol=1e-5)
     assert weight.grad is None
+    (errors.sum() + judged).backward()  # both graphs are still there
 
 
 def test_steepness_is_the_mean_step_on_every_axis():
