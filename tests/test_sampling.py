@@ -155,29 +155,29 @@ def test_covering_earns_less_the_more_was_seen_and_cloning_more_the_steeper():
 def test_credit_is_what_a_small_step_on_a_token_takes_off_the_objective():
     torch.manual_seed(0)
     weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
     u, other = torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
 
-    def error(w: Tensor) -> Tensor:
-        return (torch.tanh(u @ w) - u).square().mean(-1)  # (2, 4)
+    def error(w: Tensor, b: Tensor) -> Tensor:
+        return (torch.tanh(u @ w + b) - u).square().mean(-1)  # (2, 4)
 
-    def objective(w: Tensor) -> Tensor:
-        return torch.tanh(other @ w).square().sum()
+    def objective(w: Tensor, b: Tensor) -> Tensor:
+        return torch.tanh(other @ w + b).square().sum()
 
-    errors, judged = error(weight), objective(weight)
-    found = credit(errors, judged, [weight])
-    rate = 1e-6
+    errors, judged = error(weight, bias), objective(weight, bias)
+    found, rate = credit(errors, judged, [weight, bias]), 1e-5
     for i in range(2):
         for j in range(4):
-            (step,) = torch.autograd.grad(error(weight)[i, j], weight)
-            fall = objective(weight) - objective(weight - rate * step)
-            torch.testing.assert_close(found[i, j], fall / rate, rtol=1e-4, atol=1e-5)
+            step = torch.autograd.grad(error(weight, bias)[i, j], [weight, bias])
+            back, on = (objective(weight + r * step[0], bias + r * step[1]) for r in (rate, -rate))
+            torch.testing.assert_close(found[i, j], (back - on) / (2 * rate), rtol=1e-4, atol=1e-6)
     assert weight.grad is None
     (errors.sum() + judged).backward()  # both graphs are still there
 
 
 def test_steepness_is_the_mean_step_on_every_axis():
-    x = torch.tensor([[[[0.0, 1.0], [4.0, 4.0]], [[0.0, 0.0], [0.0, 2.0]]]])  # (1, 2, 2, 2)
-    expected = torch.tensor([[[[5.0, 3.0], [0.0, 0.0]], [[0.0, 2.0], [2.0, 0.0]]]]).mean(1)
+    x = torch.tensor([[[[3.0, 1.0], [4.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]]])  # (1, 2, 2, 2)
+    expected = torch.tensor([[[[3.0, 1.0], [4.0, 0.0]], [[0.0, 2.0], [2.0, 0.0]]]]).mean(1)
     torch.testing.assert_close(steepness(x)[:, 0], expected)
 
 
