@@ -215,8 +215,7 @@ def test_an_irregular_rhythm_has_pieces_of_one_speed_each(monkeypatch):
         jumps = np.flatnonzero(np.abs(np.diff(speed)) > 1e-9)
         seconds += (np.diff(jumps) / 100).tolist()
         ratio.append(speed.max() / speed.min())
-    assert np.quantile(seconds, 0.99) <= 1.2 + 1e-9
-    assert_drawn_between([s for s in seconds if s < 1.2], 0.5, 1.2)
+    assert_drawn_between(seconds, 0.5, 1.2)
     assert 2.3 < max(ratio) < 1.6 / 0.6 + 1e-6
 
 
@@ -323,7 +322,7 @@ def test_wander_is_many_slow_waves_with_phases_of_their_own_in_each_lead():
         strongest.append(power[0].max() / power[0].sum())
         assert power[:, (hz < 0.03) | (hz > 0.52)].sum() < 1e-3 * power.sum()
         apart.append(abs(np.sin(np.angle(waves[0] / waves[1])[power[0].argmax()])))
-    assert np.mean(low) == pytest.approx(1 / 3, abs=0.06)
+    assert np.mean(low) == pytest.approx(1 / 3, abs=0.09)
     assert np.mean(strongest) < 0.4
     assert np.median(apart) > 0.5
 

@@ -38,8 +38,14 @@ def rebuilt(weights: list[Tensor], token: Tensor) -> Tensor:
 
 def ready(x: Tensor, sampler: str = "policy", **more: int | float) -> Model:
     """A model in the midst of learning: nothing in it is zero, and no two settings are alike."""
-    set = {"share": 0.3, "exponent": 0.8, "entropy": 0.03, "beta_horizon": 7, "alpha_horizon": 11}
-    model = built(sampler, **set | more)
+    more = {
+        "share": 0.3,
+        "exponent": 0.8,
+        "entropy": 0.03,
+        "beta_horizon": 7,
+        "alpha_horizon": 11,
+    } | more
+    model = built(sampler, **more)
     model.warm_up([x])
     model.usual.normal_()
     model.taken.fill_(5)
