@@ -153,15 +153,15 @@ def test_a_blend_lets_another_time_through_where_the_noise_is_high(monkeypatch):
 
 def test_one_of_three_bands_is_scaled_removed_or_inverted():
     rng, found, share = np.random.default_rng(0), set(), []
-    time = np.arange(2500) / RATE_HZ
+    time = np.arange(2000) / 200
     hz = np.array([0.5, 2, 8, 12.5, 20, 28.5, 40])  # edges, and the middles between them
-    waves, inside = np.sin(2 * np.pi * hz[:, None] * time), slice(500, 2000)
+    waves, inside = np.sin(2 * np.pi * hz[:, None] * time), slice(400, 1600)
     x = np.tile(waves.sum(axis=0), (8, 1))
     for _ in range(300):
-        change = edits.band(x, RATE_HZ, rng) - x
+        change = edits.band(x, 200.0, rng) - x
         hit = np.abs(change).max(axis=1) > 0
         share.append(hit.mean())
-        size = waves[:, inside] @ change[hit.argmax(), inside] / 750  # of each wave
+        size = waves[:, inside] @ change[hit.argmax(), inside] / 600  # of each wave
         middle = np.abs(size).argmax()
         np.testing.assert_allclose(size[[middle - 1, middle + 1]], size[middle] / 2, atol=0.06)
         found.add((hz[middle], round(float(size[middle]), 1)))
