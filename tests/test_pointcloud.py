@@ -1,5 +1,6 @@
 """parts.synthesis.pointcloud: displacement of points along their normals, and PLY files."""
 
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from ecgad.parts.synthesis.perlin import Noise, fbm
 from ecgad.parts.synthesis.pointcloud import (
     Dent,
     displace,
@@ -70,13 +72,28 @@ def test_normals_of_a_ball_look_outwards_along_the_radius(ball: np.ndarray):
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1 + by, atol=0.01)
 
 
+def test_a_normal_is_where_a_point_and_its_neighbours_vary_least():
+    cloud = new(3).normal(size=(60, 3)) * [3, 2, 1]
+    found = normals(cloud, 6)
+    for i, point in enumerate(cloud):
+        near = np.argsort(np.linalg.norm(cloud - point, axis=1))[:7]  # itself and six
+        _, _, directions = np.linalg.svd(cloud[near] - cloud[near].mean(0))
+        assert abs(directions[2] @ found[i]) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_number_of_neighbours_and_the_threshold_are_those_asked_for(ball: np.ndarray):
+    dent = Dent(strength=0.3, threshold=0.4, neighbours=5)
+    moved, by = displace(ball, new(), dent)
+    noise = field(parametrise(ball), new(), dent)
+    np.testing.assert_allclose(by, 0.3 * np.maximum(noise - 0.4, 0) / 0.6, atol=1e-12)
+    np.testing.assert_allclose(moved, ball + by[:, None] * normals(ball, 5), atol=1e-12)
+
+
 def test_normals_of_two_balls_apart_look_outwards_too(ball: np.ndarray):
     both = np.concatenate([ball, ball + [9.0, 0, 0]])
     out = normals(both, 12)
-    for part, middle in ((out[:1200], 0), (out[1200:], 9.0)):
-        across = (part * (both[:1200] if middle == 0 else both[1200:] - [9.0, 0, 0])).sum(1)
-        assert np.abs(across).min() > 0.98
-        assert len(np.unique(np.sign(across))) == 1
+    for part in (out[:1200], out[1200:]):
+        assert (part * ball).sum(1).min() > 0.98
 
 
 def test_noise_fills_0_to_1_and_centred_noise_has_both_signs(sheet: np.ndarray):
@@ -88,6 +105,16 @@ def test_noise_fills_0_to_1_and_centred_noise_has_both_signs(sheet: np.ndarray):
     deep = displace(sheet, new(), Dent(strength=1, centred=True, threshold=0.5))[1]
     np.testing.assert_array_equal(deep < 0, 2 * noise - 1 < -0.5)
     np.testing.assert_array_equal(deep > 0, 2 * noise - 1 > 0.5)
+
+
+def test_the_field_is_a_fractal_sum_over_the_plane_in_units_of_its_longer_side():
+    dent = Dent(scale=3, octaves=3, persistence=0.7, lacunarity=1.7, resolution=9)
+    axes = np.linspace(0, 1, 9), np.linspace(0, 0.5, 9)
+    at = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    values = fbm(at, [1, 0.5], Noise(3, 3, 0.7, 1.7), new())
+    expected = (values - values.min()) / np.ptp(values)
+    found = field(4 * at.reshape(-1, 2) - [7, 1], new(), dent)
+    np.testing.assert_allclose(found, expected.ravel(), atol=1e-9)
 
 
 def test_the_field_is_read_bilinearly():
@@ -161,6 +188,36 @@ def test_a_scanner_s_file_with_colours_and_faces_is_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("names", "code", "value"),
+    [
+        ("char int8", "b", -3), ("uchar uint8", "B", 200), ("short int16", "h", -300),
+        ("ushort uint16", "H", 60000), ("int int32", "i", -70000), ("uint uint32", "I", 2**31 + 9),
+        ("float float32", "f", -0.5), ("double float64", "d", 0.1),
+    ],
+)  # fmt: skip
+def test_numbers_of_every_type_are_read(tmp_path: Path, names: str, code: str, value: float):
+    for name in names.split():
+        head = "".join(f"property {name} {axis}\n" for axis in "zyx")
+        head = f"ply\nformat binary_little_endian 1.0\nelement vertex 1\n{head}end_header\n"
+        (tmp_path / "one.ply").write_bytes(head.encode() + struct.pack(f"<3{code}", 1, 2, value))
+        np.testing.assert_array_equal(read_points(tmp_path / "one.ply"), [[value, 2, 1]])
+
+
+def test_faces_behind_the_vertices_of_an_ascii_file_are_left(tmp_path: Path):
+    head = "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\n"
+    rest = "property float z\nelement face 1\nproperty list uchar int i\nend_header\n"
+    (tmp_path / "a.ply").write_text(f"{head}{rest}1 2 3.5\n3 0 0 0\n", encoding="ascii")
+    np.testing.assert_array_equal(read_points(tmp_path / "a.ply"), [[1, 2, 3.5]])
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (4, 5), (12,)])
+def test_an_array_of_another_shape_is_no_cloud(tmp_path: Path, shape: tuple[int, ...]):
+    np.save(tmp_path / "a.npy", np.zeros(shape))
+    with pytest.raises(ValueError, match=r"a.npy: \(.*\) are no points; \(n, 3\) are needed"):
+        read_points(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
     ("raw", "reason"),
     [
         (b"solid", "no PLY file"),
@@ -182,10 +239,15 @@ def test_a_file_that_holds_no_points_is_refused_with_its_name(
         read_points(path)
 
 
-def test_a_picture_shows_every_point_in_its_colour(sheet: np.ndarray):
+def test_a_picture_shows_every_point_in_its_colour_and_the_cloud_in_its_shape(sheet: np.ndarray):
     moved, by = displace(sheet, new(), Dent(centred=True))
-    (dots,) = picture(moved, by).axes[0].collections
-    np.testing.assert_array_equal(np.sort(np.asarray(dots.get_array())), np.sort(by))
+    axes = picture(moved, by - 1).axes[0]
+    (dots,) = axes.collections
+    np.testing.assert_array_equal(np.sort(np.asarray(dots.get_array())), np.sort(by - 1))
+    most = np.abs(by - 1).max()
+    assert dots.get_clim() == (-most, most)  # what did not move is grey
+    sides = np.array(axes.get_box_aspect())
+    np.testing.assert_allclose(sides / sides[0], np.ptp(moved, axis=0) / np.ptp(moved[:, 0]))
 
 
 def test_too_few_points_and_impossible_settings_are_refused():
@@ -193,5 +255,9 @@ def test_too_few_points_and_impossible_settings_are_refused():
         displace(np.zeros((16, 3)), new())
     with pytest.raises(ValueError, match="threshold is 1"):
         Dent(threshold=1)
+    with pytest.raises(ValueError, match="threshold is -0.1"):
+        Dent(threshold=-0.1)
     with pytest.raises(ValueError, match="a plane needs 3 neighbours"):
         Dent(neighbours=2)
+    with pytest.raises(ValueError, match="a field 2 points a side"):
+        Dent(resolution=1)

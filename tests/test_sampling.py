@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ from ecgad.parts.sampling import (
 LOGITS = torch.tensor([0.5, -1.0, 1.2, 0.0])
 
 
-def chance(logits: Tensor, order: tuple[int, ...]) -> Tensor:
+def chance(logits: Tensor, order: Sequence[int]) -> Tensor:
     """The probability of drawing `order`, by drawing from an urn that is left smaller."""
     urn, p = list(range(len(logits))), torch.ones(())
     for a in order:
@@ -105,54 +107,77 @@ def test_a_bandit_of_three_arms_learns_its_best_arm():
     assert logits.softmax(0)[1] > 0.9
 
 
-def test_the_entropy_bonus_alone_levels_the_policy():
-    logits = LOGITS[None].clone().requires_grad_()
-    value = reinforce(logits, torch.tensor([[2]]), torch.zeros(1, 1), weight=1.0)
-    torch.testing.assert_close(value, -entropy(logits)[0])
-    step = torch.autograd.grad(value, logits)[0]
-    assert entropy(logits - 0.1 * step) > entropy(logits)
+def test_entropy_is_that_of_the_first_draw_in_nats():
+    p = LOGITS.softmax(0)
+    naive = -(p * p.log()).sum()
+    found = entropy(torch.stack([LOGITS + 7, torch.zeros(4)]))
+    torch.testing.assert_close(found, torch.stack([naive, torch.tensor(4.0).log()]))
 
 
-def test_prioritised_draws_follow_the_loss_to_the_power_six_tenths():
-    error = torch.tensor([[1.0, 32.0, 4.0]])
-    weights = error**0.6
-    torch.testing.assert_close(prioritised(error).softmax(1), weights / weights.sum())
+def test_the_policy_s_loss_is_a_mean_over_records_of_a_sum_over_draws():
+    logits = torch.stack([LOGITS, -LOGITS, 2 * LOGITS]).requires_grad_()
+    drawn = torch.tensor([[2, 0], [1, 3], [3, 2]])
+    advantage = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.5, 0.7]], requires_grad=True)
+    naive = torch.zeros(())
+    for row, order, gain in zip(logits, drawn.tolist(), advantage.detach(), strict=True):
+        one, both = chance(row, order[:1]), chance(row, order)
+        naive = naive - gain[0] * one.log() - gain[1] * (both / one).log()
+        naive = naive + 0.3 * (row.softmax(0) * row.log_softmax(0)).sum()
+    value = reinforce(logits, drawn, advantage, weight=0.3)
+    torch.testing.assert_close(value, naive / 3)
+    found = torch.autograd.grad(value, [logits, advantage], allow_unused=True)
+    torch.testing.assert_close(found[0], torch.autograd.grad(naive / 3, logits)[0])
+    assert found[1] is None  # what was earned is a number: nothing is learned through it
+
+
+def test_a_draw_earns_what_comes_from_it_on():
+    gain = to_go(torch.tensor([[1.0, 20.0, 300.0], [4.0, 0.0, -1.0]]))
+    assert gain.tolist() == [[321, 320, 300], [3, -1, -1]]
+
+
+@pytest.mark.parametrize("exponent", [0.6, 1.3])
+def test_prioritised_draws_follow_the_loss_to_a_power(exponent):
+    error = torch.tensor([[1.0, 0.03, 4.0]], requires_grad=True)
+    weights = error.detach() ** exponent
+    found = prioritised(error, exponent)
+    torch.testing.assert_close(found.softmax(1), weights / weights.sum())
+    assert not found.requires_grad
+    assert prioritised(torch.zeros(1, 3), exponent).isfinite().all()
 
 
 def test_covering_earns_less_the_more_was_seen_and_cloning_more_the_steeper():
     amount = torch.linspace(0, 8, 20)
-    assert (cover(amount).diff() < 0).all()
-    assert (clone(amount).diff() > 0).all()
-    assert float(cover(amount).min()) > -1
-    assert float(cover(amount).max()) <= 0
-    assert float(clone(amount).min()) >= 0.5
-    assert float(clone(amount).max()) < 1
+    logistic = 1 / (1 + (-amount).exp())
+    torch.testing.assert_close(cover(amount), -logistic)
+    torch.testing.assert_close(clone(amount), logistic)
 
 
 def test_credit_is_what_a_small_step_on_a_token_takes_off_the_objective():
     torch.manual_seed(0)
     weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
     u, other = torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
 
-    def error(w: Tensor) -> Tensor:
-        return (torch.tanh(u @ w) - u).square().mean(-1)  # (2, 4)
+    def error(w: Tensor, b: Tensor) -> Tensor:
+        return (torch.tanh(u @ w + b) - u).square().mean(-1)  # (2, 4)
 
-    def objective(w: Tensor) -> Tensor:
-        return torch.tanh(other @ w).square().sum()
+    def objective(w: Tensor, b: Tensor) -> Tensor:
+        return torch.tanh(other @ w + b).square().sum()
 
-    found = credit(error(weight), objective(weight), [weight])
-    rate = 1e-6
+    errors, judged = error(weight, bias), objective(weight, bias)
+    found, rate = credit(errors, judged, [weight, bias]), 1e-5
     for i in range(2):
         for j in range(4):
-            (step,) = torch.autograd.grad(error(weight)[i, j], weight)
-            fall = objective(weight) - objective(weight - rate * step)
-            torch.testing.assert_close(found[i, j], fall / rate, rtol=1e-4, atol=1e-5)
+            step = torch.autograd.grad(error(weight, bias)[i, j], [weight, bias])
+            back, on = (objective(weight + r * step[0], bias + r * step[1]) for r in (rate, -rate))
+            torch.testing.assert_close(found[i, j], (back - on) / (2 * rate), rtol=1e-4, atol=1e-6)
     assert weight.grad is None
+    (errors.sum() + judged).backward()  # both graphs are still there
 
 
 def test_steepness_is_the_mean_step_on_every_axis():
-    x = torch.tensor([[[[0.0, 1.0], [4.0, 4.0]], [[0.0, 0.0], [0.0, 2.0]]]])  # (1, 2, 2, 2)
-    expected = torch.tensor([[[[5.0, 3.0], [0.0, 0.0]], [[0.0, 2.0], [2.0, 0.0]]]]).mean(1)
+    x = torch.tensor([[[[3.0, 1.0], [4.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]]])  # (1, 2, 2, 2)
+    expected = torch.tensor([[[[3.0, 1.0], [4.0, 0.0]], [[0.0, 2.0], [2.0, 0.0]]]]).mean(1)
     torch.testing.assert_close(steepness(x)[:, 0], expected)
 
 
@@ -162,13 +187,13 @@ def test_weighted_cross_entropy_is_the_usual_one_at_weight_one():
     usual = torch.nn.functional.binary_cross_entropy_with_logits
     torch.testing.assert_close(weighted_bce(logit, y, 1.0), usual(logit, y))
     p = logit.sigmoid()
-    half = -(y * p.log() + 0.5 * (1 - y) * (1 - p).log()).mean()
-    torch.testing.assert_close(weighted_bce(logit, y, 0.5), half)
+    tenth = -(y * p.log() + 0.1 * (1 - y) * (1 - p).log()).mean()
+    torch.testing.assert_close(weighted_bce(logit, y, 0.1), tenth)
 
 
 def test_a_weight_that_makes_false_alarms_free_is_refused():
-    with pytest.raises(ValueError, match=r"alpha is 0\.0; at least 0\.1"):
-        weighted_bce(torch.zeros(1), torch.zeros(1), 0.0)
+    with pytest.raises(ValueError, match=r"alpha is 0\.09; at least 0\.1"):
+        weighted_bce(torch.zeros(1), torch.zeros(1), 0.09)
 
 
 # The policy
@@ -188,6 +213,39 @@ def policy(grid: tuple[int, ...] = (6,), draws: int = 3) -> tuple[Policy, Tensor
     return made, u, torch.randn(4, n, 7), torch.rand(4, n)
 
 
+def nearest(made: Policy, token: Tensor) -> int:
+    return int((made.prototypes - token).square().sum(1).argmin())
+
+
+@pytest.mark.parametrize("grid", [(6,), (3, 4)])
+def test_a_policy_sees_patch_last_loss_mean_slope_edge_and_visits(grid):
+    made, u, profile, edges = policy(grid)
+    made.visits.uniform_(0, 9)
+    made.met.uniform_(0, 9)
+    states = torch.zeros(4, 21, *grid)
+    for i, j in torch.cartesian_prod(torch.arange(4), torch.arange(u.shape[1])).tolist():
+        losses, kind = profile[i, j], nearest(made, u[i, j])
+        line = np.polyfit(np.arange(7), losses.numpy(), 1)
+        often = (made.visits[kind] + 1) / (made.met[kind] + 1)
+        about = [losses[6], losses.mean(), float(line[0]), edges[i, j], often.log()]
+        state = torch.cat([made.embed(u[i, j]), torch.tensor(about)])
+        states.flatten(2)[i, :, j] = state.detach()
+    naive = made.head(torch.nn.functional.gelu(made.mix(states))).flatten(1)
+    torch.testing.assert_close(made(u, profile, edges), naive, rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_policy_is_the_uniform_sampler():
+    _, u, profile, edges = policy()
+    assert torch.equal(Policy(5, (6,), 3)(u, profile, edges), torch.zeros(4, 6))
+
+
+def test_kinds_are_those_of_tokens_met_at_the_start():
+    made, u, _, _ = policy()
+    met = [[int((row == p).all()) for row in u.flatten(0, 1)] for p in made.prototypes]
+    assert [sum(row) for row in met] == [1] * 32
+    assert len({row.index(1) for row in met}) > 10  # of 24; drawn 32 times
+
+
 @pytest.mark.parametrize("grid", [(6,), (3, 4)])
 def test_every_parameter_of_the_policy_gets_a_gradient_from_its_draws(grid):
     made, u, profile, edges = policy(grid)
@@ -200,44 +258,62 @@ def test_every_parameter_of_the_policy_gets_a_gradient_from_its_draws(grid):
             assert p.grad.abs().max() > 1e-6, name
 
 
-def test_visits_count_the_drawn_tokens_of_each_kind():
+def test_visits_count_the_drawn_tokens_of_each_kind_and_fade_by_a_hundredth():
     made, u, _, _ = policy()
     drawn = torch.tensor([[0, 1, 2], [3, 4, 5], [0, 2, 4], [5, 3, 1]])
-    made.count(u, drawn)
-    expected = torch.zeros(KINDS)
-    for i in range(4):
-        for j in drawn[i]:
-            distance = (made.prototypes - u[i, j]).square().sum(1)
-            expected[distance.argmin()] += 1
-    torch.testing.assert_close(made.visits, expected)
-    torch.testing.assert_close(made.met.sum(), torch.tensor(12.0))  # 24 tokens, half of them drawn
+    visits, met = torch.zeros(KINDS), torch.zeros(KINDS)
+    for _ in range(3):
+        made.count(u, drawn)
+        visits, met = 0.99 * visits, 0.99 * met
+        for i in range(4):
+            for j in range(6):
+                visits[nearest(made, u[i, j])] += j in drawn[i]
+                met[nearest(made, u[i, j])] += 0.5  # uniform draws would take 3 of 6
+    torch.testing.assert_close(made.visits, visits)
+    torch.testing.assert_close(made.met, met)
 
 
-def test_a_kind_that_is_always_drawn_earns_less_for_cover():
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_a_draw_earns_by_steepness_and_novelty_early_and_by_its_credit_later(beta):
     made, u, _, edges = policy()
-    for _ in range(20):
-        made.count(u, torch.zeros(4, 1, dtype=torch.long))
-    drawn, never = torch.arange(6).expand(4, -1), made.visits == 0
-    earned = made.rewards(u, drawn, 0 * edges, torch.zeros(4, 6), beta=1.0)
-    new = never[made.kinds(u)]  # before `rewards` counted these draws too
-    assert earned[:, 0].max() < earned[new].min()
+    drawn, scale = torch.tensor([[1, 0, 5], [2, 3, 4], [5, 4, 0], [0, 1, 2]]), 0.0
+    made.visits.uniform_(0, 9)
+    made.met.uniform_(0, 9)
+    for step in range(3):
+        learned = (step + 1) * torch.randn(4, 6) - 1
+        often = (made.visits + 1) / (made.met + 1)
+        scale += (float(learned.abs().mean()) - scale) / (step + 1)
+        earned = torch.zeros(4, 3)
+        for i, t in torch.cartesian_prod(torch.arange(4), torch.arange(3)).tolist():
+            j = int(drawn[i, t])
+            novel = -often[nearest(made, u[i, j])].sigmoid()
+            pred = (learned[i, j] / scale).tanh()
+            earned[i, t] = beta * (edges[i, j].sigmoid() + novel) + (1 - beta) * pred
+        before = made.visits.sum()
+        torch.testing.assert_close(made.rewards(u, drawn, edges, learned, beta), earned)
+        torch.testing.assert_close(made.visits.sum(), 0.99 * before + 12)
+        made.steps += 1
 
 
-def test_with_beta_zero_a_draw_earns_its_credit_alone():
+def test_nothing_learned_earns_nothing():
     made, u, _, edges = policy()
-    learned = torch.randn(4, 6)
-    drawn = torch.tensor([[1, 0, 5]]).expand(4, -1)
-    earned = made.rewards(u, drawn, edges, learned, beta=0.0)
-    expected = torch.tanh(learned / learned.abs().mean()).gather(1, drawn)
-    torch.testing.assert_close(earned, expected)
+    earned = made.rewards(u, torch.tensor([[1, 2, 3]]).expand(4, -1), edges, torch.zeros(4, 6), 0.0)
+    assert torch.equal(earned, torch.zeros(4, 3))
 
 
-def test_the_baseline_becomes_what_draws_earn_from_each_on():
+@pytest.mark.parametrize(("steps", "rate"), [(0, 1.0), (3, 0.25), (90, 0.05)])
+def test_what_is_earned_is_held_against_the_running_mean_for_each_draw(steps, rate):
     made, u, profile, edges = policy()
-    for _ in range(200):
-        logits = made(u, profile, edges)
-        made.loss(logits, draw(logits.detach(), 3), torch.tensor([[1.0, 2.0, 3.0]]).expand(4, -1))
-    torch.testing.assert_close(made.baseline, torch.tensor([6.0, 5.0, 3.0]))
+    made.baseline.copy_(torch.tensor([5.0, -3.0, 1.0]))
+    made.steps.fill_(steps)
+    logits, rewards = made(u, profile, edges), torch.randn(4, 3)
+    drawn = draw(logits.detach(), 3)
+    gain = torch.stack([rewards.sum(1), rewards[:, 1] + rewards[:, 2], rewards[:, 2]], 1)
+    was = made.baseline.clone()
+    naive = reinforce(logits, drawn, gain - was, weight=0.2)
+    torch.testing.assert_close(made.loss(logits, drawn, rewards, weight=0.2), naive)
+    torch.testing.assert_close(made.baseline, was + rate * (gain.mean(0) - was))
+    assert int(made.steps) == steps + 1
 
 
 # The states kept

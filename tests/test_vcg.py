@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 
-from ecgad.parts.synthesis.perlin import Noise
+from ecgad.parts.synthesis.perlin import Noise, fbm
 from ecgad.parts.synthesis.vcg import (
     DOWER,
     DOWER12,
     INDEPENDENT,
     KORS,
     Bend,
+    _beats,
+    _upright,
     displace,
     displacement,
     frame,
@@ -24,6 +27,12 @@ INVERSE_DOWER = np.array([
     [0.156, -0.010, -0.172, -0.074, 0.122, 0.231, 0.239, 0.194],
     [-0.227, 0.887, 0.057, -0.019, -0.106, -0.022, 0.041, 0.048],
     [0.022, 0.102, -0.229, -0.310, -0.246, -0.063, 0.055, 0.108],
+])  # fmt: skip
+
+# As published by Kors et al. (1990): I, II, V1..V6 in x, y, z
+REGRESSION = np.array([
+    [0.38, -0.07, 0.11], [-0.07, 0.93, -0.23], [-0.13, 0.06, -0.43], [0.05, -0.02, -0.06],
+    [-0.01, -0.05, -0.14], [0.14, 0.06, -0.20], [0.06, -0.17, -0.11], [0.54, 0.13, 0.31],
 ])  # fmt: skip
 
 ONCE = Bend(2.0, 0.4, 0.3, 0.7, Noise(4.0, 3))
@@ -62,8 +71,7 @@ def test_the_constants_are_the_published_ones():
     seen = KORS @ DOWER
     assert (np.abs(seen) <= 0.4 + 0.75 * np.eye(3)).all()
     assert (np.diag(seen) > 0.7).all()
-    np.testing.assert_allclose(KORS.sum(1), [0.96, 0.87, -0.75], atol=1e-12)
-    np.testing.assert_allclose((KORS**2).sum(1), [0.4836, 0.9257, 0.4213], atol=1e-12)
+    np.testing.assert_array_equal(KORS.T, REGRESSION)
 
 
 def test_the_limb_leads_of_the_dower_matrix_follow_from_i_and_ii():
@@ -100,6 +108,39 @@ def test_the_normal_of_a_plane_curve_never_turns_out_of_its_side():
     out = n[2] if abs(n[2, 0]) > 0.5 else b[2]
     np.testing.assert_allclose(out, out[0], atol=1e-9)
     assert abs(out[0]) == pytest.approx(1, abs=1e-9)
+
+
+def test_the_tangent_is_that_of_the_curve_smoothed_by_4_ms_and_the_normal_turns_no_more():
+    v = KORS @ beats_at(500.0)[INDEPENDENT]
+    velocity = np.gradient(gaussian_filter1d(v, 0.004 * 500, axis=1), axis=1)
+    speed = np.linalg.norm(velocity, axis=0)
+    moving = speed > 0.05 * np.quantile(speed, 0.99)
+    t, n, b = frame(v, 500.0)
+    np.testing.assert_allclose(t[:, moving], (velocity / speed)[:, moving], atol=1e-12)
+    np.testing.assert_allclose(b, np.cross(t, n, axis=0), atol=1e-12)
+    for i in range(1, v.shape[1]):
+        upright = n[:, i - 1] - t[:, i] * (t[:, i] @ n[:, i - 1])
+        np.testing.assert_allclose(n[:, i], upright / np.linalg.norm(upright), atol=1e-9)
+
+
+def test_what_is_slower_than_a_twentieth_of_the_fastest_hundredth_has_no_direction_of_its_own():
+    speeds = [(1200, 1, 0.02), (600, 0, 1), (1200, 1, 0.1), (4, 2, 50), (900, 0, 0.02)]  # n, axis
+    velocity = np.zeros((3, 3904))
+    starts = np.cumsum([0, *[n for n, _, _ in speeds]])
+    for start, (n, axis, speed) in zip(starts, speeds, strict=False):
+        velocity[axis, start : start + n] = speed
+    t, _, _ = frame(np.cumsum(velocity, axis=1), 500.0)
+    for start, axis in zip(starts, [0, 0, 1, 2, 2], strict=False):  # first the first after it
+        assert t[axis, start + 4] > 0.9
+
+
+def test_after_the_sharpest_turn_the_normal_is_still_upright():
+    old = [0.0, 0.0, 1.0]
+    for tilt in (1e-7, 0.0):  # the curve turns to where the normal was
+        t = [tilt, 0.0, (1 - tilt**2) ** 0.5]
+        new = _upright(old, t)
+        assert abs(np.dot(new, t)) < 1e-15
+        assert np.linalg.norm(new) == pytest.approx(1, abs=1e-15)
 
 
 def test_where_the_curve_rests_the_frame_rests():
@@ -153,6 +194,24 @@ def test_a_displacement_is_normal_to_the_curve_unless_it_is_asked_to_be_tangenti
     assert np.linalg.norm(along, axis=0).max() > 0.01
 
 
+def test_a_displacement_is_two_noises_along_two_normals_in_a_window_that_rises_and_falls():
+    v = KORS @ beats_at(500.0)[INDEPENDENT]
+    t, n, b = frame(v, 500.0)
+    time = np.arange(5000) / 500
+    at = np.clip(time - 2.301, 0, 0.4)
+    u = at / 0.4
+    window = 0.5 * (1 - np.cos(np.pi * np.minimum(np.minimum(u, 1 - u) / 0.25, 1)))
+    twin = new(3)
+    first, second = (2 * fbm(at[:, None], [0.4], Noise(4.0, 3), twin) for _ in range(2))
+    dv = displacement(v, 500.0, replace(ONCE, start_s=2.301), new(3))
+    np.testing.assert_allclose((dv * n).sum(0), 0.3 * window * np.cos(0.7) * first, atol=1e-9)
+    np.testing.assert_allclose((dv * b).sum(0), 0.3 * window * np.sin(0.7) * second, atol=1e-9)
+    speed = np.linalg.norm(np.gradient(gaussian_filter1d(v, 2.0, axis=1), axis=1), axis=0)
+    dv = displacement(v, 500.0, replace(ONCE, start_s=2.301, tangential=True), new(3))
+    expected = 0.3 * window * first * speed / speed.max()
+    np.testing.assert_allclose((dv * t).sum(0), expected, atol=1e-9)
+
+
 def test_a_tangential_displacement_is_a_change_of_timing():
     v = KORS @ beats_at(500.0)[INDEPENDENT]
     bend = Bend(2.0, 1.0, 0.1, 0.0, None, tangential=True)
@@ -202,6 +261,35 @@ def test_every_beat_follows_a_rhythm_that_is_not_even(ecg: Callable):
     assert change[np.rint(peaks * 250).astype(int)].max() < 0.1 * change.max()
 
 
+def pulses(gap_s: float, sizes: tuple[float, ...], width_s: float, seconds: float) -> np.ndarray:
+    """A made speed at 500 Hz: a pulse every `gap_s`, their sizes in turn."""
+    time = np.arange(round(seconds * 500)) / 500
+    at = np.arange(gap_s / 2, seconds, gap_s)
+    size = np.resize(sizes, len(at))
+    return size @ np.exp(-0.5 * ((time - at[:, None]) / width_s) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("gap_s", "sizes", "width_s", "seconds"),
+    [
+        (0.35, (1.0,), 0.02, 10),
+        (1.9, (1.0,), 0.03, 10),
+        (0.8, (1.0,), 0.12, 4),  # a wide pulse is like itself a little later, but that is no beat
+        (1.2, (1.0, 0.4), 0.03, 10),  # every other is more alike, but is not the next
+    ],
+)
+def test_beats_are_found_0_3_to_2_s_apart(gap_s, sizes, width_s, seconds):
+    number = int(seconds / gap_s / 2)
+    bend = replace(ONCE, start_s=(number + 0.5) * gap_s - 0.2)
+    found = _beats(pulses(gap_s, sizes, width_s, seconds), 500.0, bend)
+    centres = np.arange(gap_s / 2, seconds, gap_s)
+    expected = [500 * (c - centres[number]) for c in centres if c != centres[number]]
+    found = [f for f in sorted(found) if 0 <= f / 500 + centres[number] < seconds]
+    near = [min(abs(f - e) for f in found) for e in expected]
+    assert max(near) <= 12  # samples of 2 ms
+    assert abs(len(found) - len(expected)) <= 2  # a half one at each end
+
+
 def test_a_seed_bends_a_record_in_the_same_way_at_any_rate():
     for bend in (ONCE, Bend(2.2, 0.5, 0.3, 1.0, None), replace(ONCE, start_s=2.4)):
         fine = displace(beats_at(500.0), 500.0, new(), bend=bend)[0] - beats_at(500.0)
@@ -220,23 +308,65 @@ def test_the_mask_is_where_a_lead_changed(x: np.ndarray):
         assert mask.any() == (np.abs(y - x).max() > 0.02)
 
 
-def test_drawn_displacements_are_seen_and_keep_their_bounds(x: np.ndarray):
-    largest = []
-    for seed in range(25):
-        bend = Bend.draw(new(seed), 8.0)
-        assert 0.08 <= bend.duration_s <= 0.8
-        assert 0.06 <= bend.amplitude_mv <= 0.5
-        assert 0 <= bend.start_s <= 8 - bend.duration_s
-        largest.append(np.abs(displace(x, 100.0, new(seed))[0] - x).max())
-    assert np.mean(np.array(largest) > 0.02) > 0.75
-    assert max(largest) < 1.5  # mV
+def assert_drawn_between(found: np.ndarray, low: float, high: float):
+    """None is outside, and of 1000 even draws some lie in the first and in the last fiftieth."""
+    assert low <= found.min() < low + 0.02 * (high - low)
+    assert high - 0.02 * (high - low) < found.max() <= high
 
 
-def test_a_turned_heart_keeps_einthoven_and_most_of_the_trace(x: np.ndarray):
+def test_a_bend_is_drawn_between_its_bounds_evenly_in_logarithms_where_it_is_a_ratio():
+    rng = new()
+    bends = [Bend.draw(rng, 8.0) for _ in range(1500)]
+    noises = [(b.noise, b.duration_s) for b in bends if b.noise]
+    low = np.array([max(1.5, 0.5 / duration_s) for _, duration_s in noises])  # Hz
+    base = np.log([noise.base for noise, _ in noises] / low) / np.log(10 / low)
+    duration, size = (
+        np.log([getattr(b, k) for b in bends]) for k in ("duration_s", "amplitude_mv")
+    )
+    assert_drawn_between(duration, np.log(0.08), np.log(0.8))
+    assert_drawn_between(size, np.log(0.06), np.log(0.5))
+    assert_drawn_between(base, 0, 1)
+    assert_drawn_between(np.array([b.start_s / (8 - b.duration_s) for b in bends]), 0, 1)
+    assert_drawn_between(np.array([b.angle for b in bends]), 0, 2 * np.pi)
+    assert_drawn_between(np.array([noise.persistence for noise, _ in noises]), 0.4, 0.7)
+    assert np.median(duration) == pytest.approx(np.log(0.8 * 0.08) / 2, abs=0.15)
+    assert np.median(size) == pytest.approx(np.log(0.06 * 0.5) / 2, abs=0.15)
+    assert np.median(base) == pytest.approx(0.5, abs=0.1)
+    assert {noise.octaves for noise, _ in noises} == {1, 2, 3, 4}
+    assert len(noises) == pytest.approx(1000, abs=100)
+    assert sum(b.every_beat for b in bends) == pytest.approx(750, abs=110)
+    assert not any(b.tangential for b in bends)
+    assert all(Bend.draw(rng, 0.1).duration_s <= 0.1 for _ in range(50))
+
+
+def test_without_a_bend_one_is_drawn_for_the_record_s_length(x: np.ndarray):
     for seed in range(5):
-        y = turn(x, new(seed))
+        rng = new(seed)
+        bend = Bend.draw(rng, 8.0)
+        expected = displace(x, 100.0, rng, bend=bend)[0]
+        np.testing.assert_array_equal(displace(x, 100.0, new(seed))[0], expected)
+    assert displace(x.astype(np.float32), 100.0, new())[0].dtype == np.float32
+
+
+def test_a_turn_is_a_rotation_of_up_to_20_degrees_and_a_gain_of_0_8_to_1_2(x: np.ndarray):
+    v, rng, found = KORS @ x[INDEPENDENT], new(), []
+    for _ in range(400):
+        y = turn(x, rng)
         np.testing.assert_allclose(y[2] - y[1] + y[0], x[2] - x[1] + x[0], atol=1e-12)
-        assert 0.01 < np.abs(y - x).max() < 0.7 * np.abs(x).max()
+        moved = np.linalg.pinv(DOWER) @ (y - x)[INDEPENDENT]
+        matrix = np.eye(3) + moved @ np.linalg.pinv(v)
+        gain = np.linalg.det(matrix) ** (1 / 3)
+        rotation = matrix / gain
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
+        angle = np.arccos(min((np.trace(rotation) - 1) / 2, 1))
+        axis = (rotation - rotation.T)[[2, 0, 1], [1, 2, 0]] / (2 * np.sin(angle))
+        found.append((gain, np.rad2deg(angle), *axis))
+    gain, angle, *axis = np.array(found).T
+    assert 0.8 <= gain.min() < 0.82
+    assert 1.18 < gain.max() <= 1.2
+    assert 0 <= angle.min() < 1
+    assert 19 < angle.max() <= 20
+    assert np.abs(np.mean(axis, axis=1)).max() < 0.2  # any axis
 
 
 def test_what_cannot_be_is_refused(x: np.ndarray):
