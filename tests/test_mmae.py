@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ecgad.export import export_onnx, run_onnx
 from ecgad.flops import count
+from ecgad.methods import mmae
 from ecgad.methods.mmae import BANK, FORESEEN, Config, Model, normalise
 from ecgad.parts.normality import FAR
 from ecgad.train import Budget, fit
@@ -134,50 +135,54 @@ def test_segments_are_normalised_over_all_leads_and_samples():
     assert normal[0, 0].abs().max() == 0
 
 
-def silent(config: Config) -> Model:
-    """A model that reconstructs zeros, so that errors are the targets themselves."""
-    model = Model((3, 72), config)
-    model.head.weight.data.zero_()
-    return model.eval()
+UNEVEN = Config(
+    segment=(6,), local=(4,), ratio=0.3, hidden=0.6, local_weight=0.7,
+    **SMALL | {"depth": 3, "heads": 2},
+)  # fmt: skip
 
 
-def test_a_model_that_says_nothing_loses_one_in_each_scale():
-    x = torch.randn(8, 3, 72)
-    assert silent(LINE).loss(x).item() == pytest.approx(2, abs=1e-4)
-    quarter = Config(segment=(6,), local=(4,), local_weight=0.25, **SMALL)
-    assert silent(quarter).loss(x).item() == pytest.approx(1.25, abs=1e-4)
-
-
-def test_the_loss_is_the_error_of_hidden_segments_against_their_normalised_selves(monkeypatch):
-    model, x = built(), torch.randn(16, 3, 72)
-    told = []
-    decode = Model.decode
-
-    def listen(self: Model, z: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        out = decode(self, z, visible, masked)
-        told.append((visible, masked, out))
-        return out
-
-    monkeypatch.setattr(Model, "decode", listen)
-    drawn = []
-    randint = torch.randint
+@pytest.fixture
+def drawn(monkeypatch) -> tuple[list[list[list[int]]], list[int]]:
+    """What a loss draws: the hidden places of each record, global then local; where V_w begins."""
+    splits, starts = [], []
+    split, randint = mmae.random_split, torch.randint
     monkeypatch.setattr(
-        torch, "randint", lambda *a, **k: drawn.append(randint(*a, **k)) or drawn[-1]
+        mmae, "random_split", lambda *a: splits.append((s := split(*a))[1].tolist()) or s
     )
-    loss = model.loss(x)
-    ((visible, masked, out),), (w,) = told, drawn
-    errors: dict[str, list[float]] = {"global": [], "local": []}
-    for i, places in enumerate(masked.tolist()):
-        assert sorted(places + visible[i].tolist()) == list(range(16))
-        for place, row in zip(places, out[i], strict=True):
-            segment = place if place < 12 else int(w[i]) + place - 12
-            value = x[i, :, segment * 6 : segment * 6 + 6].flatten()
-            target = (value - value.mean()) / (value.var(correction=0) + 1e-6).sqrt()
-            errors["global" if place < 12 else "local"].append(
-                (row - target).square().mean().item()
-            )
-    by_hand = np.mean(errors["global"]) + np.mean(errors["local"])
-    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+    monkeypatch.setattr(
+        torch, "randint", lambda *a, **k: starts.extend((w := randint(*a, **k)).tolist()) or w
+    )
+    return splits, starts
+
+
+def test_the_loss_is_the_error_of_the_hidden_segments_of_each_scale_against_themselves(drawn):
+    model, x = built(UNEVEN), (2 + torch.randn(5, 3, 72)) * torch.linspace(0.002, 3, 72)
+    loss = model.loss(x).item()
+    (hidden_global, hidden_local), starts = drawn
+    scales: dict[bool, list[float]] = {True: [], False: []}
+    for u, *hidden, w in zip(
+        model.tokens.split(x), hidden_global, hidden_local, starts, strict=True
+    ):
+        found = naive_mmae.errors(model, u, hidden, list(range(w, w + 4)))
+        assert [place < 12 for place, *_ in found] == [True] * 4 + [False]  # 0.3 of 12 and of 4
+        for place, _, error in found:
+            scales[place < 12].append(error.mean().item())
+    assert loss == pytest.approx(np.mean(scales[True]) + 0.7 * np.mean(scales[False]), rel=1e-5)
+
+
+def test_both_maskings_and_the_region_are_drawn_for_each_record_apart_from_each_other(drawn):
+    n = 5000
+    with torch.no_grad():
+        built(UNEVEN).loss(torch.randn(n, 3, 72))
+    (hidden_global, hidden_local), starts = drawn
+    within = 3 * np.sqrt(n)  # six deviations or more
+    assert np.abs(np.bincount(starts, minlength=9) - n / 9).max() < within
+    assert np.abs(np.bincount(np.ravel(hidden_global), minlength=12) - 4 * n / 12).max() < within
+    assert np.abs(np.bincount(np.ravel(hidden_local), minlength=4) - n / 4).max() < within
+    both = [
+        w + place in g for g, (place,), w in zip(hidden_global, hidden_local, starts, strict=True)
+    ]
+    assert abs(sum(both) - 4 * n / 12) < within  # hidden here, a segment may be seen there
 
 
 def test_too_few_rounds_to_score_every_sample_are_refused():
