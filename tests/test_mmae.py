@@ -15,7 +15,7 @@ from ecgad.export import export_onnx, run_onnx
 from ecgad.flops import count
 from ecgad.methods import mmae
 from ecgad.methods.mmae import BANK, FORESEEN, Config, Model, normalise
-from ecgad.parts.normality import FAR
+from ecgad.parts.normality import FAR, Bank
 from ecgad.train import Budget, fit
 
 SMALL = {"width": 16, "decoder_width": 12, "depth": 2, "rounds": 5, "beside": ()}
@@ -185,6 +185,33 @@ def test_both_maskings_and_the_region_are_drawn_for_each_record_apart_from_each_
     assert abs(sum(both) - 4 * n / 12) < within  # hidden here, a segment may be seen there
 
 
+def test_before_learning_layers_keep_the_scale_and_tokens_of_places_and_masks_are_small():
+    torch.manual_seed(0)
+    model = Model((12, 4800), replace(UNEVEN, segment=(48,), local=(10,), width=64, rounds=8))
+    for layer in (model.embed, model.narrow, model.head, model.blocks[2].mlp[0]):
+        share = layer.weight.std() / (2 / sum(layer.weight.shape)) ** 0.5
+        assert share.item() == pytest.approx(1, rel=0.1)  # Xavier
+        assert layer.bias.abs().max() == 0
+    for small in (model.mask_token, model.position, model.decoder_position):
+        assert 0.005 < small.std() < 0.04
+    assert [part.attention.heads for part in (*model.blocks, model.decoder)] == [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ratio": 1.0}, "ratio is 1.0; a share between 0 and 1"),
+        ({"hidden": 0.0}, "hidden is 0.0; a share between 0 and 1"),
+        ({"rounds": 0}, "rounds is 0; at least 1"),
+        ({"decoder_width": -8}, "decoder_width is -8; at least 1"),
+        ({"beside": ("rhythm", "waves")}, "beside is .'waves'.; known are patches, rhythm"),
+    ],
+)
+def test_settings_that_have_no_meaning_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**wrong)
+
+
 def test_too_few_rounds_to_score_every_sample_are_refused():
     with pytest.raises(ValueError, match="3 rounds of 30 masked tokens leave some of 100"):
         Model((12, 4800), Config(hidden=0.3, rounds=3))
@@ -311,6 +338,7 @@ def test_a_segment_that_no_masking_shows_is_as_far_as_the_nearest_that_is_shown(
     model = built(config, (3, 13 * 6))  # 7 of 13 segments are hidden each time, one of them twice
     x = torch.randn(20, 3, 13 * 6)
     model.settle([x])
+    assert model.token_centre.isfinite().all()
     segments = model._parts(x + 1)[1]["tokens"][:, 0]  # (b, 13)
     (never,) = [i for i in range(13) if i not in model.seen]
     rest = [i for i in range(13) if i != never]
@@ -344,6 +372,7 @@ def test_the_quantiles_column_is_that_of_the_record_whatever_its_order_in_time(s
 
 def test_columns_of_error_and_rhythm_are_the_means_of_their_maps(settled):
     model, x = settled
+    assert model.soft
     assert model.whole == ("error", "rhythm", "tokens", "quantiles")
     assert with_parts(model, "patches").whole == ("error",)
     error = with_parts(model)(x).map.mean((1, 2))
@@ -433,6 +462,39 @@ def test_tokens_that_are_remembered_have_no_mean_at_any_position_and_deviation_o
         here = z[:, model.seen == position]
         assert len(here[0]) == 0 or here.mean((0, 1)).abs().max() < 1e-4
     torch.testing.assert_close(z.std((0, 1, 2)), torch.ones(16), rtol=0.02, atol=0)
+    assert model.bank.centres.shape == (BANK, 16)
+
+
+def test_the_bank_is_of_all_tokens_where_they_are_few_and_of_some_by_chance_elsewhere(
+    settled, monkeypatch
+):
+    model, x = copy.deepcopy(settled[0]), settled[1]
+    kept = []
+    monkeypatch.setattr(Bank, "fit", lambda self, rows: kept.append(rows))
+    every = model._standard(model._half(x)).flatten(0, 2)
+    model._remember_tokens(x.split(9))
+    torch.testing.assert_close(kept[0], every, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(mmae, "TOKENS", 1000)
+    model._remember_tokens(x.split(9))
+    assert 820 < len(kept[1]) < 1180  # six deviations
+
+
+def test_settling_again_forgets_what_was_before():
+    x = torch.randn(20, 3, 72)
+    once, again = (built(replace(LINE, beside=("tokens",))) for _ in range(2))
+    again.settle([3 * x + 1])
+    for model in (once, again):
+        torch.manual_seed(1)
+        model.settle([x])
+    torch.testing.assert_close(once.state_dict(), again.state_dict())
+
+
+def test_normals_of_nothing_but_zeros_leave_a_unit_to_measure_others_by(settled):
+    _, x = settled
+    model = built(replace(BESIDE, beside=("patches",)), (3, 240))
+    model.settle([torch.zeros(8, 3, 240)])
+    assert model(torch.zeros(2, 3, 240)).map.abs().max() == 0
+    assert model(x).map.isfinite().all()
 
 
 def test_times_are_in_segments_of_a_tenth_of_a_second():
