@@ -23,6 +23,12 @@ LINE = Config(segment=(6,), local=(4,), **SMALL)  # 12 segments of (3, 72)
 SQUARE = Config(segment=(4, 4), local=(2, 2), **SMALL)  # 16 segments of (3, 16, 16)
 
 
+UNEVEN = Config(
+    segment=(6,), local=(4,), ratio=0.3, hidden=0.6, local_weight=0.7,
+    **SMALL | {"depth": 3, "heads": 2, "rounds": 4},
+)  # fmt: skip
+
+
 def built(config: Config = LINE, shape: tuple[int, ...] = (3, 72)) -> Model:
     """An untrained model whose every parameter has something to say."""
     torch.manual_seed(0)
@@ -82,7 +88,9 @@ def test_ten_local_regions_of_ten_tile_a_record_of_a_hundred_once():
     assert sorted(segment[place >= 100].tolist()) == list(range(100))
 
 
-@pytest.mark.parametrize(("config", "shape"), [(LINE, (3, 72)), (SQUARE, (3, 16, 16))])
+@pytest.mark.parametrize(
+    ("config", "shape"), [(LINE, (3, 72)), (UNEVEN, (3, 72)), (SQUARE, (3, 16, 16))]
+)
 def test_the_map_is_the_mean_error_over_the_rounds_that_hid_a_segment(config, shape):
     model = built(config, shape)
     x = torch.randn(2, *shape)
@@ -133,12 +141,6 @@ def test_segments_are_normalised_over_all_leads_and_samples():
     torch.testing.assert_close(normal.mean(-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
     torch.testing.assert_close(normal[rest].var(-1, correction=0), torch.ones(9), atol=1e-4, rtol=0)
     assert normal[0, 0].abs().max() == 0
-
-
-UNEVEN = Config(
-    segment=(6,), local=(4,), ratio=0.3, hidden=0.6, local_weight=0.7,
-    **SMALL | {"depth": 3, "heads": 2},
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -254,7 +256,7 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
 # What stands beside the map
 
 ALL = {"beside": ("rhythm", "quantiles", "tokens", "patches")}
-DEEPER = SMALL | {"depth": 4, "error": 5}
+DEEPER = SMALL | {"depth": 5, "error": 5}  # half of it is two
 BESIDE = Config(segment=(5,), local=(4,), **DEEPER | ALL)
 
 
@@ -451,7 +453,10 @@ def test_what_generated_normals_gave_stays_beside_the_real_ones(settled):
 
 def test_every_bank_holds_something_once_settled(settled):
     model, _ = settled
-    assert all(b.centres.any() for b in (model.bank, model.patches.bank, model.rhythm.bank))
+    for bank in (model.bank, model.patches.bank, model.rhythm.bank):
+        held = bank.centres[..., :BANK, :]
+        assert held.any()
+        assert held.abs().max() < FAR
     assert model.quantiles.gaussian.weight.all()
 
 
