@@ -513,6 +513,7 @@ def test_times_are_in_segments_of_a_tenth_of_a_second():
     assert model.rhythm.back.shape[1] == 125 - 15 + 1  # lags, 0.3 .. 2.5 s
     model = Model((12, 4800), Config())
     assert model.patches.pool == 8
+    assert model.rhythm.pool == 9
     assert model.quantiles.pool == 16  # 31 Hz; 25 Hz does not divide the window
     assert Model((12, 1000), Config(segment=(10,))).quantiles.pool == 4  # 25 Hz
     assert Model((1, 780), Config(segment=(13,))).patches.pool == 1  # 13 has no other divisor
