@@ -13,13 +13,20 @@ from torch import Tensor
 
 from ecgad.export import export_onnx, run_onnx
 from ecgad.flops import count
+from ecgad.methods import mmae
 from ecgad.methods.mmae import BANK, FORESEEN, Config, Model, normalise
-from ecgad.parts.normality import FAR
+from ecgad.parts.normality import FAR, Bank
 from ecgad.train import Budget, fit
 
 SMALL = {"width": 16, "decoder_width": 12, "depth": 2, "rounds": 5, "beside": ()}
 LINE = Config(segment=(6,), local=(4,), **SMALL)  # 12 segments of (3, 72)
 SQUARE = Config(segment=(4, 4), local=(2, 2), **SMALL)  # 16 segments of (3, 16, 16)
+
+
+UNEVEN = Config(
+    segment=(6,), local=(4,), ratio=0.3, hidden=0.6, local_weight=0.7,
+    **SMALL | {"depth": 3, "heads": 2, "rounds": 4},
+)  # fmt: skip
 
 
 def built(config: Config = LINE, shape: tuple[int, ...] = (3, 72)) -> Model:
@@ -81,7 +88,9 @@ def test_ten_local_regions_of_ten_tile_a_record_of_a_hundred_once():
     assert sorted(segment[place >= 100].tolist()) == list(range(100))
 
 
-@pytest.mark.parametrize(("config", "shape"), [(LINE, (3, 72)), (SQUARE, (3, 16, 16))])
+@pytest.mark.parametrize(
+    ("config", "shape"), [(LINE, (3, 72)), (UNEVEN, (3, 72)), (SQUARE, (3, 16, 16))]
+)
 def test_the_map_is_the_mean_error_over_the_rounds_that_hid_a_segment(config, shape):
     model = built(config, shape)
     x = torch.randn(2, *shape)
@@ -134,50 +143,75 @@ def test_segments_are_normalised_over_all_leads_and_samples():
     assert normal[0, 0].abs().max() == 0
 
 
-def silent(config: Config) -> Model:
-    """A model that reconstructs zeros, so that errors are the targets themselves."""
-    model = Model((3, 72), config)
-    model.head.weight.data.zero_()
-    return model.eval()
-
-
-def test_a_model_that_says_nothing_loses_one_in_each_scale():
-    x = torch.randn(8, 3, 72)
-    assert silent(LINE).loss(x).item() == pytest.approx(2, abs=1e-4)
-    quarter = Config(segment=(6,), local=(4,), local_weight=0.25, **SMALL)
-    assert silent(quarter).loss(x).item() == pytest.approx(1.25, abs=1e-4)
-
-
-def test_the_loss_is_the_error_of_hidden_segments_against_their_normalised_selves(monkeypatch):
-    model, x = built(), torch.randn(16, 3, 72)
-    told = []
-    decode = Model.decode
-
-    def listen(self: Model, z: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        out = decode(self, z, visible, masked)
-        told.append((visible, masked, out))
-        return out
-
-    monkeypatch.setattr(Model, "decode", listen)
-    drawn = []
-    randint = torch.randint
+@pytest.fixture
+def drawn(monkeypatch) -> tuple[list[list[list[int]]], list[int]]:
+    """What a loss draws: the hidden places of each record, global then local; where V_w begins."""
+    splits, starts = [], []
+    split, randint = mmae.random_split, torch.randint
     monkeypatch.setattr(
-        torch, "randint", lambda *a, **k: drawn.append(randint(*a, **k)) or drawn[-1]
+        mmae, "random_split", lambda *a: splits.append((s := split(*a))[1].tolist()) or s
     )
-    loss = model.loss(x)
-    ((visible, masked, out),), (w,) = told, drawn
-    errors: dict[str, list[float]] = {"global": [], "local": []}
-    for i, places in enumerate(masked.tolist()):
-        assert sorted(places + visible[i].tolist()) == list(range(16))
-        for place, row in zip(places, out[i], strict=True):
-            segment = place if place < 12 else int(w[i]) + place - 12
-            value = x[i, :, segment * 6 : segment * 6 + 6].flatten()
-            target = (value - value.mean()) / (value.var(correction=0) + 1e-6).sqrt()
-            errors["global" if place < 12 else "local"].append(
-                (row - target).square().mean().item()
-            )
-    by_hand = np.mean(errors["global"]) + np.mean(errors["local"])
-    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+    monkeypatch.setattr(
+        torch, "randint", lambda *a, **k: starts.extend((w := randint(*a, **k)).tolist()) or w
+    )
+    return splits, starts
+
+
+def test_the_loss_is_the_error_of_the_hidden_segments_of_each_scale_against_themselves(drawn):
+    model, x = built(UNEVEN), (2 + torch.randn(5, 3, 72)) * torch.logspace(-3, 0.5, 72)
+    loss = model.loss(x).item()
+    (hidden_global, hidden_local), starts = drawn
+    scales: dict[bool, list[float]] = {True: [], False: []}
+    for u, *hidden, w in zip(
+        model.tokens.split(x), hidden_global, hidden_local, starts, strict=True
+    ):
+        found = naive_mmae.errors(model, u, hidden, list(range(w, w + 4)))
+        assert [place < 12 for place, *_ in found] == [True] * 4 + [False]  # 0.3 of 12 and of 4
+        for place, _, error in found:
+            scales[place < 12].append(error.mean().item())
+    assert loss == pytest.approx(np.mean(scales[True]) + 0.7 * np.mean(scales[False]), rel=1e-5)
+
+
+def test_both_maskings_and_the_region_are_drawn_for_each_record_apart_from_each_other(drawn):
+    n = 5000
+    with torch.no_grad():
+        built(UNEVEN).loss(torch.randn(n, 3, 72))
+    (hidden_global, hidden_local), starts = drawn
+    within = 3 * np.sqrt(n)  # six deviations or more
+    assert np.abs(np.bincount(starts, minlength=9) - n / 9).max() < within
+    assert np.abs(np.bincount(np.ravel(hidden_global), minlength=12) - 4 * n / 12).max() < within
+    assert np.abs(np.bincount(np.ravel(hidden_local), minlength=4) - n / 4).max() < within
+    both = [
+        w + place in g for g, (place,), w in zip(hidden_global, hidden_local, starts, strict=True)
+    ]
+    assert abs(sum(both) - 4 * n / 12) < within  # hidden here, a segment may be seen there
+
+
+def test_before_learning_layers_keep_the_scale_and_tokens_of_places_and_masks_are_small():
+    torch.manual_seed(0)
+    model = Model((12, 4800), replace(UNEVEN, segment=(48,), local=(10,), width=64, rounds=8))
+    for layer in (model.embed, model.narrow, model.head, model.blocks[2].mlp[0]):
+        share = layer.weight.std() / (2 / sum(layer.weight.shape)) ** 0.5
+        assert share.item() == pytest.approx(1, rel=0.1)  # Xavier
+        assert layer.bias.abs().max() == 0
+    for small in (model.mask_token, model.position, model.decoder_position):
+        assert 0.005 < small.std() < 0.04
+    assert [part.attention.heads for part in (*model.blocks, model.decoder)] == [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ratio": 1.0}, "ratio is 1.0; a share between 0 and 1"),
+        ({"hidden": 0.0}, "hidden is 0.0; a share between 0 and 1"),
+        ({"rounds": 0}, "rounds is 0; at least 1"),
+        ({"decoder_width": -8}, "decoder_width is -8; at least 1"),
+        ({"beside": ("rhythm", "waves")}, "beside is .'waves'.; known are patches, rhythm"),
+    ],
+)
+def test_settings_that_have_no_meaning_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**wrong)
 
 
 def test_too_few_rounds_to_score_every_sample_are_refused():
@@ -222,7 +256,7 @@ def test_a_qrs_turned_upside_down_in_one_lead_stands_out_in_that_lead_there(ecg)
 # What stands beside the map
 
 ALL = {"beside": ("rhythm", "quantiles", "tokens", "patches")}
-DEEPER = SMALL | {"depth": 4, "error": 5}
+DEEPER = SMALL | {"depth": 5, "error": 5}  # half of it is two
 BESIDE = Config(segment=(5,), local=(4,), **DEEPER | ALL)
 
 
@@ -306,6 +340,7 @@ def test_a_segment_that_no_masking_shows_is_as_far_as_the_nearest_that_is_shown(
     model = built(config, (3, 13 * 6))  # 7 of 13 segments are hidden each time, one of them twice
     x = torch.randn(20, 3, 13 * 6)
     model.settle([x])
+    assert model.token_centre.isfinite().all()
     segments = model._parts(x + 1)[1]["tokens"][:, 0]  # (b, 13)
     (never,) = [i for i in range(13) if i not in model.seen]
     rest = [i for i in range(13) if i != never]
@@ -339,6 +374,7 @@ def test_the_quantiles_column_is_that_of_the_record_whatever_its_order_in_time(s
 
 def test_columns_of_error_and_rhythm_are_the_means_of_their_maps(settled):
     model, x = settled
+    assert model.soft
     assert model.whole == ("error", "rhythm", "tokens", "quantiles")
     assert with_parts(model, "patches").whole == ("error",)
     error = with_parts(model)(x).map.mean((1, 2))
@@ -417,7 +453,10 @@ def test_what_generated_normals_gave_stays_beside_the_real_ones(settled):
 
 def test_every_bank_holds_something_once_settled(settled):
     model, _ = settled
-    assert all(b.centres.any() for b in (model.bank, model.patches.bank, model.rhythm.bank))
+    for bank in (model.bank, model.patches.bank, model.rhythm.bank):
+        held = bank.centres[..., :BANK, :]
+        assert held.any()
+        assert held.abs().max() < FAR
     assert model.quantiles.gaussian.weight.all()
 
 
@@ -428,6 +467,39 @@ def test_tokens_that_are_remembered_have_no_mean_at_any_position_and_deviation_o
         here = z[:, model.seen == position]
         assert len(here[0]) == 0 or here.mean((0, 1)).abs().max() < 1e-4
     torch.testing.assert_close(z.std((0, 1, 2)), torch.ones(16), rtol=0.02, atol=0)
+    assert model.bank.centres.shape == (BANK, 16)
+
+
+def test_the_bank_is_of_all_tokens_where_they_are_few_and_of_some_by_chance_elsewhere(
+    settled, monkeypatch
+):
+    model, x = copy.deepcopy(settled[0]), settled[1]
+    kept = []
+    monkeypatch.setattr(Bank, "fit", lambda self, rows: kept.append(rows))
+    every = model._standard(model._half(x)).flatten(0, 2)
+    model._remember_tokens(x.split(9))
+    torch.testing.assert_close(kept[0], every, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(mmae, "TOKENS", 1000)
+    model._remember_tokens(x.split(9))
+    assert 820 < len(kept[1]) < 1180  # six deviations
+
+
+def test_settling_again_forgets_what_was_before():
+    x = torch.randn(20, 3, 72)
+    once, again = (built(replace(LINE, beside=("tokens",))) for _ in range(2))
+    again.settle([3 * x + 1])
+    for model in (once, again):
+        torch.manual_seed(1)
+        model.settle([x])
+    torch.testing.assert_close(once.state_dict(), again.state_dict())
+
+
+def test_normals_of_nothing_but_zeros_leave_a_unit_to_measure_others_by(settled):
+    _, x = settled
+    model = built(replace(BESIDE, beside=("patches",)), (3, 240))
+    model.settle([torch.zeros(8, 3, 240)])
+    assert model(torch.zeros(2, 3, 240)).map.abs().max() == 0
+    assert model(x).map.isfinite().all()
 
 
 def test_times_are_in_segments_of_a_tenth_of_a_second():
@@ -441,6 +513,7 @@ def test_times_are_in_segments_of_a_tenth_of_a_second():
     assert model.rhythm.back.shape[1] == 125 - 15 + 1  # lags, 0.3 .. 2.5 s
     model = Model((12, 4800), Config())
     assert model.patches.pool == 8
+    assert model.rhythm.pool == 9
     assert model.quantiles.pool == 16  # 31 Hz; 25 Hz does not divide the window
     assert Model((12, 1000), Config(segment=(10,))).quantiles.pool == 4  # 25 Hz
     assert Model((1, 780), Config(segment=(13,))).patches.pool == 1  # 13 has no other divisor

@@ -87,9 +87,9 @@ def test_a_window_that_does_not_fit_is_refused(size):
         Tokens((1, 12), (2,)).windows(size)
 
 
-def test_a_ratio_hides_at_least_one_token_and_leaves_one():
-    counts = [masked_count(10, ratio) for ratio in (0.01, 0.3, 0.5, 0.99)]
-    assert counts == [1, 3, 5, 9]
+def test_a_ratio_hides_the_nearest_number_of_tokens_at_least_one_and_leaves_one():
+    counts = [masked_count(10, ratio) for ratio in (0.01, 0.24, 0.26, 0.5, 0.99)]
+    assert counts == [1, 2, 3, 5, 9]
 
 
 def test_one_token_cannot_be_masked():
