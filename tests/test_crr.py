@@ -118,6 +118,40 @@ def test_scoring_is_given_what_the_mask_leaves_on_average():
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize(("noisy", "times"), [(True, 3.0), (False, 1.0)])
+def test_the_bottleneck_is_an_mlp_with_dropout_before_in_and_after_it(noisy, times):
+    bottleneck, u = _Bottleneck(6, mask=0.0, dropout=0.3), torch.randn(2, 5, 6)
+    bottleneck.drop = lambda u, noisy: 3 * u if noisy else u  # type: ignore
+    wide = torch.nn.functional.gelu(bottleneck.widen(times * u))
+    torch.testing.assert_close(bottleneck(u, noisy=noisy), times * bottleneck.narrow(times * wide))
+
+
+def test_dropout_takes_its_share_and_scales_up_the_rest():
+    bottleneck, u = _Bottleneck(6, mask=0.4, dropout=0.3), torch.ones(200, 200)
+    found = bottleneck.drop(u, True)
+    assert (found == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert found.max().item() == pytest.approx(1 / 0.7)
+    assert torch.equal(bottleneck.drop(u, False), u)
+
+
+def test_a_block_adds_attention_and_an_mlp_each_after_its_norm():
+    block, y = built().decoder[0], torch.randn(2, 8, 10)
+    for p in block.parameters():
+        p.data += 0.5 * torch.randn_like(p)
+    z = y + block.attention(block.norms[0](y))
+    torch.testing.assert_close(block(y), z + block.mlp(block.norms[1](z)))
+
+
+def test_the_decoder_is_given_the_bottleneck_of_the_mean_layer_and_where_each_token_stands():
+    model, f = built(**LAYERS, mask=0.25, dropout=0.5), torch.randn(3, 4, 8, 8)
+    seen = []
+    model.decoder[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model.rebuild(f, noisy=False)
+    bottleneck = model.bottleneck
+    mlp = bottleneck.narrow(torch.nn.functional.gelu(bottleneck.widen(0.75 * f.mean(1))))
+    torch.testing.assert_close(seen[0], mlp + model.place)
+
+
 def test_linear_attention_weighs_every_token_by_a_product_of_features():
     attention, y = _LinearAttention(6, 2), torch.randn(1, 5, 6)
     attention.out = nn.Identity()  # type: ignore
@@ -222,6 +256,19 @@ def test_what_the_head_is_given_sums_to_the_cosine_and_ends_with_the_difference_
         )
         ratio = math.log(float(e[b, g, t].norm() / d[b, g, t].norm()))
         assert s[b, g, 6, t].item() == pytest.approx(ratio, abs=5e-3)
+
+
+def test_a_residual_is_the_mean_over_groups_of_angle_and_loudness():
+    model, x = built(**LAYERS, loudness=0.3), torch.randn(3, 2, 40)
+    e, d = model.compared(x)
+    for b, t in np.ndindex(3, 8):
+        each = [
+            1 - naive_cosine(e[b, g, t], d[b, g, t])
+            + 0.3 * math.log(float(e[b, g, t].norm() / d[b, g, t].norm())) ** 2
+            for g in (0, 1)
+        ]  # fmt: skip
+        middle = 5 * t + 2
+        assert model.maps(x)[0][b, 0, middle].item() == pytest.approx(np.mean(each), rel=5e-3)
 
 
 @pytest.mark.parametrize("residual", [0.0, 0.7, 1.0])

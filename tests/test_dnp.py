@@ -35,6 +35,13 @@ def weights(encoder: nn.Module, model: Model) -> list[Tensor]:
     return [known[name] for name in model.learned]
 
 
+def stir(module: nn.Module) -> None:
+    """Gives every parameter something to say, so that the order of parts shows."""
+    draw = torch.Generator().manual_seed(3)
+    for p in module.parameters():
+        p.data += 0.5 * torch.randn(p.shape, generator=draw)
+
+
 def move(model: Model) -> None:
     """As a step of an optimiser might."""
     with torch.no_grad():
@@ -55,6 +62,23 @@ def test_a_token_becomes_what_relu_of_scaled_cosines_gives_it_of_the_prototypes_
         cosine = (q[i, part] @ k[m, part]) / (q[i, part].norm() * k[m, part].norm())
         naive[i, part] += max(block.scale[h] * cosine, torch.tensor(0.0)) * v[m, part]
     torch.testing.assert_close(block.attend(z, p)[0], block.out(naive))
+
+
+def test_a_block_adds_an_mlp_to_what_attention_gives_and_not_to_what_came_in():
+    block, z, p = _Guided(6, Config(heads=2)).eval(), torch.randn(2, 5, 6), torch.randn(2, 3, 6)
+    stir(block)
+    seen = block.attend(block.norms[0](z), block.norms[1](p))
+    one, _, two = block.mlp
+    hidden = F.gelu(block.norms[2](seen) @ one.weight.T + one.bias)
+    torch.testing.assert_close(block(z, p), seen + hidden @ two.weight.T + two.bias)
+
+
+def test_the_decoder_is_given_the_bottleneck_of_the_tokens_and_block_after_block():
+    made = model(depth=1)
+    stir(made.bottleneck)
+    tokens, p, (one, _, two) = torch.randn(2, 10, 10), torch.randn(2, 3, 10), made.bottleneck
+    z = F.gelu(tokens @ one.weight.T + one.bias) @ two.weight.T + two.bias
+    torch.testing.assert_close(made.decode(tokens, p)[:, 0], made.decoder[0](z, p))
 
 
 def test_nothing_passes_a_block_that_is_not_in_the_span_of_the_prototypes_values():
@@ -78,6 +102,14 @@ def test_the_last_blocks_answer_for_the_teachers_early_layers():
 
 
 # Prototypes
+
+
+def test_prototypes_are_queries_what_these_find_and_an_mlp_of_both():
+    e, tokens = model().extractor, torch.randn(2, 10, 10)
+    stir(e)
+    seen = e.norms[1](tokens)
+    q = e.queries + e.attention(e.norms[0](e.queries).expand(2, -1, -1), seen, seen)
+    torch.testing.assert_close(e(tokens), q + e.mlp(e.norms[2](q)))
 
 
 def test_prototypes_do_not_depend_on_the_order_of_the_tokens():
@@ -191,9 +223,10 @@ def test_what_is_rebuilt_as_it_is_costs_nothing_and_its_opposite_2(sign, distanc
 
 
 def test_mining_changes_gradients_by_its_factor_with_a_bound_and_not_the_value():
-    angle = torch.full((2, 1, 20), 0.4)
+    angle = torch.full((2, 2, 20), 0.4)
+    angle[:, 1] = 1.0  # a group that is farther off throughout has a mean of its own
     angle[1, 0, 3], angle[0, 0, 7] = 2.5, 0.6
-    target = torch.tensor([1.0, 0.0]).expand(2, 1, 20, 2)
+    target = torch.tensor([1.0, 0.0]).expand(2, 2, 20, 2)
     slopes, values = [], []
     for power in (0.0, 3.0):
         rebuilt = torch.stack([angle.cos(), angle.sin()], -1).requires_grad_()
@@ -201,10 +234,42 @@ def test_mining_changes_gradients_by_its_factor_with_a_bound_and_not_the_value()
         values.append(value.item())
         slopes.append(torch.autograd.grad(value, rebuilt)[0])
     d = 1 - angle.cos()
-    factor = (d / d.mean()) ** 3
+    factor = (d / d.mean((0, 2), keepdim=True)) ** 3
     assert factor[1, 0, 3] > 10 > factor[0, 0, 7] > 1 > factor[0, 0, 0]
     torch.testing.assert_close(slopes[1], slopes[0] * factor.clamp(max=10)[..., None])
     assert values[0] == values[1]
+
+
+def test_the_loss_is_that_of_whole_records_in_both_groups_and_a_share_of_the_alignment():
+    made, x = model(encoder=LEARNED, depth=3, alignment=0.37, balance=0.8), torch.randn(3, 2, 50)
+    stir(made)
+    tokens = made.encoder(x).mean(1)
+    p = made.extractor(tokens)
+    rows = [(i, g) for i in range(3) for g in range(2)]
+    e, d = made.targets(x), made.decode(tokens, p)
+    far = [1 - F.cosine_similarity(e[r].flatten(), d[r].flatten(), dim=0).item() for r in rows]
+    expected = np.mean(far) + 0.37 * diverse(tokens, p, 0.8).item()
+    assert made.loss(x).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_rebuilt_is_no_target_and_mining_is_as_the_settings_say():
+    slopes = []
+    for mining in (0.0, 3.0):
+        made = model(encoder=LEARNED, mining=mining, alignment=0.0).train()
+        stir(made)
+        made.loss(torch.randn(3, 2, 50, generator=torch.Generator().manual_seed(0))).backward()
+        assert all(w.grad is None for w in weights(made.teacher, made))
+        slopes.append(made.bottleneck[0].weight.grad)
+    assert not torch.allclose(*slopes, rtol=0.1)
+
+
+def test_the_map_is_the_mean_of_both_groups_at_each_token():
+    made, x = model(encoder=LEARNED), torch.randn(3, 2, 50)
+    stir(made)
+    tokens = made.tokens(x)
+    e, d = made.targets(x), made.decode(tokens, made.extractor(tokens))
+    far = (1 - F.cosine_similarity(e, d, dim=-1)).mean(1)  # (b, n)
+    torch.testing.assert_close(made(x).map[:, 0, 2::5], far)  # the middle samples of tokens
 
 
 # Encoder and teacher
