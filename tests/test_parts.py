@@ -120,6 +120,8 @@ def test_a_schedule_belongs_to_its_seed_and_leaves_the_generator_alone():
 def test_too_few_rounds_are_refused_with_the_number_that_would_do():
     with pytest.raises(ValueError, match="at least 4 rounds are needed at ratio 0.3"):
         complement_schedule(10, 0.3, 3, seed=0)
+    with pytest.raises(ValueError, match="at least 2 rounds are needed"):
+        complement_schedule(3, 0.9, 1, seed=0)  # one round may not hide all
 
 
 @pytest.mark.parametrize("n", [2, 5, 49, 99])

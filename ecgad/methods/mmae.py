@@ -44,6 +44,8 @@ normals are at hand (`foresee`), all three but the tokens hold those beside the 
 The roles of eqs. 1-5, the two embeddings, the shared encoder, the one-block decoder and the loss
 are the paper's. Its hyper-parameters were not public when this was written: each is a field of
 `Config` with its reason, and together they meet its size claims. Left out: nothing that is known.
+Changed: masks and w are drawn for each record, where the paper draws them for each batch, so that a
+batch holds many; and positions lose weight as all matrices do here (`train.py`).
 """
 
 from __future__ import annotations

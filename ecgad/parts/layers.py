@@ -129,5 +129,5 @@ def pick(x: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 def positions(n: int, width: int) -> nn.Parameter:
-    """A learnable positional embedding, (n, width), truncated normal of deviation 0.02."""
+    """A learnable positional embedding, (n, width), normal of deviation 0.02."""
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(n, width), std=0.02))

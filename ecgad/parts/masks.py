@@ -34,7 +34,7 @@ def complement_schedule(n: int, ratio: float, rounds: int, seed: int) -> Tensor:
     """
     masked = masked_count(n, ratio)
     if rounds * masked < n:
-        masked = math.ceil(n * ratio)  # two halves of an odd number
+        masked = min(math.ceil(n * ratio), n - 1)  # two halves of an odd number
     if rounds * masked < n:
         raise ValueError(
             f"{rounds} rounds of {masked} masked tokens leave some of {n} tokens without a score; "
@@ -47,10 +47,7 @@ def complement_schedule(n: int, ratio: float, rounds: int, seed: int) -> Tensor:
         hand: list[int] = []
         while len(hand) < masked:
             deck = deck or torch.randperm(n, generator=generator).tolist()
-            card = next((c for c in deck if c not in hand), None)
-            if card is None:  # only cards already in hand are left: open the next deck beneath them
-                deck += torch.randperm(n, generator=generator).tolist()
-                continue
+            card = next(c for c in deck if c not in hand)
             deck.remove(card)
             hand.append(card)
         hands.append(sorted(hand))
