@@ -181,9 +181,9 @@ def test_smoothing_is_a_gaussian_of_12_to_30_ms():
     assert_drawn_between(width, 0.012, 0.03, slack=0.02)
 
 
-def test_an_st_shift_is_an_offset_60_to_250_ms_behind_the_steepest_tenth(ecg: np.ndarray):
+def test_an_st_shift_is_an_offset_60_to_250_ms_behind_the_steepest_tenth():
     rate_hz, rng, found = 200.0, np.random.default_rng(0), []
-    x = ecg[[0, 1, 6, 7, 8, 9, 10, 11]].astype(float)
+    x = rng.normal(size=(8, 2500)).cumsum(axis=1)  # steep for short and for long
     steps = np.abs(np.diff(x, prepend=x[:, :1])).sum(axis=0)
     slope = np.convolve(np.pad(steps, (6, 5), "symmetric"), np.full(12, 1 / 12), "valid")
     steep = slope > np.sort(slope)[int(0.9 * 2499)] + 1e-12
