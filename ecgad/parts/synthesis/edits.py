@@ -182,7 +182,7 @@ def _stretch(n: int, low: float, high: float, rng: np.random.Generator) -> tuple
 
 
 def _some_leads(n: int, rng: np.random.Generator) -> np.ndarray:
-    """A random half or more of the leads as 0 or 1, (n, 1); never none."""
+    """Leads as 0 or 1, each by one chance drawn from 0.5 to 1, (n, 1); never none."""
     chosen = rng.random((n, 1)) < rng.uniform(0.5, 1)
     chosen[rng.integers(n)] = True
     return chosen.astype(float)

@@ -257,7 +257,7 @@ def _sign(x: Tensor) -> Tensor:
 
 
 def _some_channels(x: Tensor) -> Tensor:
-    """A random half or more of the channels as 0 or 1; never none."""
+    """Channels as 0 or 1, each by one chance drawn from 0.5 to 1; never none."""
     drawn = _uniform(x, 0, 1, each=True)
     chosen = (drawn < _uniform(x, 0.5, 1)) | (drawn == drawn.amin(1, keepdim=True))
     return chosen.to(x.dtype)
