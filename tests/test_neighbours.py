@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ecgad.parts.neighbours import EncoderLayer, jittered, mlp
+from ecgad.parts.neighbours import EncoderLayer, Places, jittered, mlp, sinusoids
 
 
 def test_noise_is_normal_in_proportion_to_a_token_s_length_and_each_number_s_own():
@@ -42,6 +42,17 @@ def test_a_token_s_place_is_part_of_its_query_and_of_its_key():
     layer = EncoderLayer(12, 3, 2, dropout=0.5).eval()
     y = layer.norms[0](z + layer.attention(z + p, z + p, z, mask))
     torch.testing.assert_close(layer(z, p, mask), layer.norms[1](y + layer.mlp(y)))
+
+
+def test_places_are_learned_or_sinusoids_that_never_change():
+    fixed, learned = (Places((3, 5), 12, learned=learned) for learned in (False, True))
+    assert list(fixed.parameters()) == []
+    rows, columns = sinusoids(3, 6), sinusoids(5, 6)
+    at = [(i, j) for i in range(3) for j in range(5)]
+    assert torch.equal(fixed(), torch.stack([torch.cat([rows[i], columns[j]]) for i, j in at]))
+    assert [tuple(p.shape) for p in learned.parameters()] == [(3, 6), (5, 6)]
+    rows, columns = learned.parameters()
+    assert torch.equal(learned(), torch.stack([torch.cat([rows[i], columns[j]]) for i, j in at]))
 
 
 def test_the_mlp_is_as_wide_inside_as_its_ratio_says_and_leaves_out_what_is_below_0():

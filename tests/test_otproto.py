@@ -191,6 +191,11 @@ def test_a_long_window_is_a_hundred_means_of_the_speed():
     np.testing.assert_allclose(short[0, 0, 0], expected, atol=1e-5)
 
 
+def test_samples_after_the_last_whole_mean_belong_to_the_last_window():
+    cover = made((1, 403), SMALL | {"encoder": "raw:403", "patch": 403}).rhythm.cover
+    torch.testing.assert_close(cover, torch.ones(1, 403))
+
+
 def test_the_speed_of_twelve_leads_is_that_of_the_vector_they_show():
     vector = torch.randn(2, 3, 240, generator=torch.Generator().manual_seed(0)).cumsum(-1)
     noise = torch.zeros(2, 12, 240)

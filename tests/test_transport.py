@@ -128,6 +128,7 @@ def test_leads_are_as_far_apart_as_they_look_in_different_directions():
             lengths = np.linalg.norm(v[one]) * np.linalg.norm(v[other])
             angle = math.acos(np.clip(v[one] @ v[other] / lengths, -1, 1))
             assert found[i, j].item() == pytest.approx(math.sin(angle / 2) ** 2, abs=1e-6)
+    assert found.diagonal().tolist() == [0] * 12
     assert found[1, 3] > 0.8 > 0.3 > found[1, 5]  # II: aVR looks the other way, aVF beside it
 
 
