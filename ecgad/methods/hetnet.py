@@ -21,7 +21,7 @@ of some samples; a second teacher of another kind tells it what the whole record
               MLP(means of c and t over the record); c + t + w_c c + w_t t            `_Fusion`
     MHF       convolutions of stride 2 bring all levels to the last one's grid, side by side
     OCE       one more of stride 2 to few channels, then a look around of some seconds
-    LMGN      boxes of cells in all E_k give way to draws x = mu + s L xi of the features of normals,
+    LMGN      boxes of cells in all E_k give way to draws x = mu + s L xi of normal features,
               L L^T = Sigma + 0.01 of their mean variance: PaDiM, Defard et al., 2020    `Gaussians`
     loss      L_SR + L_SD,  L_SR = sum_k D(E_k, SR_k(z)),  L_SD = sum_k D(sg[SR_k(z)], SD_k(z~)),
               D(a, b) = 1 - cos(vec a, vec b); sg stops the gradient                  stage 2
