@@ -167,8 +167,7 @@ def train(
     else:
         records = list(readable(data, tell))
         out.mkdir(parents=True, exist_ok=True)
-        checkpoint = out / "checkpoint.pt"
-        if checkpoint.exists():
+        if (checkpoint := out / "checkpoint.pt").exists():
             tell(f"carrying on from {checkpoint}")
         bundle = learn(
             method, records, seed=seed, settings=chosen, device=device,
@@ -179,7 +178,8 @@ def train(
         bundle.save(out)
         checkpoint.unlink(missing_ok=True)
     if not quiet:
-        _print(f"{bundle.id} is in {out}; try: ecgad screen PATH -o results --model {out}")
+        hint = "" if bundle.preparation.kind == "images" else "; try: ecgad screen PATH -o results"
+        _print(f"{bundle.id} is in {out}{hint and f'{hint} --model {out}'}")
     return OK
 
 
