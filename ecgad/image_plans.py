@@ -30,13 +30,14 @@ def plan(name: str, shape: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
 
 
 def patch(shape: tuple[int, ...]) -> int:
-    """The largest size that tiles both sides and leaves at least 7 patches on each.
+    """The largest size that tiles both sides and leaves at least 7 patches on each; at least 1.
 
     >>> patch((1, 28, 28)), patch((1, 64, 64))
     (4, 8)
     """
-    side = math.gcd(*shape[1:])
-    return max(d for d in range(1, max(side // 7, 1) + 1) if side % d == 0)
+    sides = shape[1:]
+    most = max(min(sides) // 7, 1)
+    return max(d for d in range(1, most + 1) if math.gcd(*sides) % d == 0)
 
 
 def _rows(shape: tuple[int, ...]) -> dict[str, dict[str, Any]]:

@@ -221,6 +221,13 @@ def test_every_method_has_a_row_that_can_be_built(name: str, side: int):
     assert build(method, (1, side, side), settings).shape == (1, side, side)
 
 
+@pytest.mark.parametrize(
+    ("sides", "size"), [((28, 28), 4), ((64, 64), 8), ((128, 128), 16), ((60, 90), 6), ((5, 7), 1)]
+)
+def test_a_patch_tiles_both_sides_and_at_least_seven_fit_on_each(sides, size):
+    assert image_plans.patch((1, *sides)) == size
+
+
 def test_a_row_that_only_electrocardiograms_have_is_refused(tmp_path: Path, grey: Pictures):
     radiographs(tmp_path, grey)
     with pytest.raises(ValueError, match="no row 'mmae-rhythm' for images; known are pca, knn"):
