@@ -27,7 +27,6 @@ app = App(
     help_epilogue="--debug, with any command, shows where an error came from. "
     "A research aid, not a medical device.",
     version=f"ecgad {__version__}",
-    version_flags=["--version"],
     default_parameter=Parameter(negative=()),
 )
 
@@ -180,7 +179,8 @@ def train(
             report=lambda progress: tell(progress_line(progress)),
         )  # fmt: skip
     if not quiet:
-        _print(f"{bundle.id} is in {out}; try: ecgad screen PATH -o results --model {out}")
+        hint = f"; try: ecgad screen PATH -o results --model {out}"
+        _print(f"{bundle.id} is in {out}{'' if bundle.preparation.kind == 'images' else hint}")
     return OK
 
 

@@ -24,18 +24,12 @@ from ecgad import __version__
 from ecgad.calibrate import Calibration, check_alpha, decide, group_names
 from ecgad.export import Run, run_onnx
 from ecgad.hours import in_turn, joined_maps, together
+from ecgad.prepare import image
+from ecgad.prepare.image import AnyPrepared, ImagePreparation, PreparedImage
 from ecgad.prepare.quality import assess
-from ecgad.prepare.signal import Preparation, Prepared, prepare, stitch
+from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.record import NOT_ASSESSABLE, Quality, Record, Result
-from ecgad.score import (
-    Rule,
-    features,
-    intervals,
-    lead_scores,
-    relative,
-    row_validity,
-    score,
-)
+from ecgad.score import Rule, features, intervals, lead_scores, relative, row_validity, score
 
 if TYPE_CHECKING:
     from ecgad.parts.detector import Detector
@@ -73,7 +67,7 @@ class Bundle:
         if card.get("schema") != SCHEMA:
             raise ValueError(f"card.json has schema {card.get('schema')}; this version reads 1")
         self.card, self.run, self.folder = card, run, folder
-        self.preparation = Preparation(**_tuples(card["preparation"]))
+        self.preparation = image.preparation_of(card)
         self.rule = Rule.from_json(card["rule"])
         self.calibration = Calibration.from_json(card["calibration"])
         self.detector: Detector | None = None  # only where torch trained it in this process
@@ -94,7 +88,14 @@ class Bundle:
         return load, (self.folder or Path(),)
 
     def __repr__(self) -> str:
-        return f"Bundle({self.id!r}, {self.card['method']}, {len(self.preparation.leads)} leads)"
+        return f"Bundle({self.id!r}, {self.card['method']}, {self.preparation.words})"
+
+    @property
+    def signals(self) -> Preparation:
+        """How records are prepared. `ValueError` for a model of images, which takes no records."""
+        if isinstance(self.preparation, ImagePreparation):
+            raise ValueError(f"{self.id} is a model of {self.preparation.words}, not of records")
+        return self.preparation
 
     def score(self, record: Record, *, alpha: float = 0.05) -> Result:
         """What is strange in `record`; never an exception for what the record holds.
@@ -144,30 +145,27 @@ class Bundle:
         return [replace(result, seconds=share) for result in told]
 
     def _look(self, record: Record) -> Look:
-        quality, usable = assess(record)
+        preparation, (quality, usable) = self.signals, assess(record)
         if quality.grade == "reject":
             return Look(record, quality)
         try:
-            prepared = prepare(record, self.preparation, usable)
+            prepared = prepare(record, preparation, usable)
         except ValueError as error:
             return Look(record, Quality("reject", (*quality.reasons, str(error))))
-        if prepared.usable_leads < self.preparation.min_leads:
-            reason = (
-                f"{prepared.usable_leads} of {len(self.preparation.leads)} leads can be judged; "
-                f"the model needs {self.preparation.min_leads}"
-            )
+        there = f"{prepared.usable_leads} of {len(preparation.leads)} leads"
+        if prepared.usable_leads < preparation.min_leads:
+            reason = f"{there} can be judged; the model needs {preparation.min_leads}"
             quality = Quality("reject", (*quality.reasons, reason))
             return Look(record, quality, derived=prepared.derived)
-        if prepared.usable_leads < len(self.preparation.leads) and quality.grade == "ok":
-            there = f"{prepared.usable_leads} of {len(self.preparation.leads)} leads are there"
-            quality = Quality("limited", (there,))
+        if prepared.usable_leads < len(preparation.leads) and quality.grade == "ok":
+            quality = Quality("limited", (f"{there} are there",))
         return Look(record, quality, prepared, prepared.derived)
 
-    def evidence(self, prepared: Prepared) -> Evidence:
+    def evidence(self, prepared: AnyPrepared) -> Evidence:
         """Map (m, time) and `whole` (k,) of a record: its windows', stitched together."""
         return next(self.evidences([prepared]))
 
-    def evidences(self, prepared: Sequence[Prepared]) -> Iterator[Evidence]:
+    def evidences(self, prepared: Sequence[AnyPrepared]) -> Iterator[Evidence]:
         """`evidence` of each, the same to the last bit in any crowd."""
         windows = sum(len(each.windows) for each in prepared)
         return evidences(self.run, prepared, self.crowd if windows >= CROWD else 1)
@@ -187,13 +185,13 @@ class Bundle:
         )
         return CROWD if same else 1
 
-    def judge(self, prepared: Prepared, evidence: Evidence | None = None) -> Judgement:
-        """What the model says of a prepared record, whose `evidence` it may have given before."""
+    def judge(self, prepared: AnyPrepared, evidence: Evidence | None = None) -> Judgement:
+        """What the model says of what is prepared, whose `evidence` it may have given before."""
         map, whole = evidence or self.evidence(prepared)
         valid = row_validity(prepared.valid, len(map))
         names = tuple(self.card["whole"])
         value = score(features(map, valid, whole, names, self.rule.use), self.rule)
-        smooth = self.card["smooth_s"] * self.preparation.rate_hz
+        smooth = image.smoothing(self.preparation, self.card["smooth_s"])
         return Judgement(
             value,
             self.calibration.p_value(value, self._group(prepared)),
@@ -201,15 +199,17 @@ class Bundle:
             relative(map, valid, self.rule, smooth),
         )
 
-    def _group(self, prepared: Prepared) -> str:
+    def _group(self, prepared: AnyPrepared) -> str:
         """The first of its groups that the calibration has."""
-        names = group_names(prepared.lost, self.preparation.leads)
+        if isinstance(prepared, PreparedImage):
+            return ImagePreparation.group
+        names = group_names(prepared.lost, self.signals.leads)
         return next((name for name in names if name in self.calibration.groups), names[-1])
 
     def _judged(self, look: Look, prepared: Prepared, judgement: Judgement, alpha: float) -> Result:
         value, p_value, rows, standing = judgement
-        rate_hz = self.preparation.rate_hz
-        leads = self.preparation.leads if len(rows) == len(prepared.valid) else ("all",)
+        rate_hz = self.signals.rate_hz
+        leads = self.signals.leads if len(rows) == len(prepared.valid) else ("all",)
         return Result(
             record=look.record,
             score=value,
@@ -232,7 +232,7 @@ class Bundle:
         return Result(
             record=look.record, score=math.nan, p_value=None, p_group="", decision=NOT_ASSESSABLE,
             alpha=alpha, quality=look.quality, lead_scores={}, intervals=(),
-            map=np.zeros((0, 0), np.float32), map_leads=(), map_rate_hz=self.preparation.rate_hz,
+            map=np.zeros((0, 0), np.float32), map_leads=(), map_rate_hz=self.signals.rate_hz,
             leads_derived=look.derived, model_id=self.id, model_sha256=self.sha256,
         )  # fmt: skip
 
@@ -245,17 +245,16 @@ class Bundle:
         return _copy(self.folder, Path(folder))
 
 
-def evidence(run: Run, prepared: Prepared) -> Evidence:
+def evidence(run: Run, prepared: AnyPrepared) -> Evidence:
     return next(evidences(run, [prepared], 1))
 
 
-def evidences(run: Run, prepared: Sequence[Prepared], crowd: int) -> Iterator[Evidence]:
+def evidences(run: Run, prepared: Sequence[AnyPrepared], crowd: int) -> Iterator[Evidence]:
     """Of each record, whose windows go through the model `crowd` at a time; those left, alone."""
     pieces = _pieces(run, [window for each in prepared for window in each.windows], crowd)
     for each in prepared:
         maps, wholes = zip(*(next(pieces) for _ in each.windows), strict=True)
-        whole = np.stack(wholes).mean(axis=0)
-        yield stitch(np.stack(maps), each.starts, each.valid.shape[1]), whole
+        yield each.joined(np.stack(maps)), np.stack(wholes).mean(axis=0)
 
 
 def _pieces(run: Run, windows: Sequence[np.ndarray], crowd: int) -> Iterator[Evidence]:
@@ -266,17 +265,22 @@ def _pieces(run: Run, windows: Sequence[np.ndarray], crowd: int) -> Iterator[Evi
             yield from zip(*run(np.stack(part)), strict=True)
 
 
-def load(path: str | Path | None = None, *, runtime: str = "onnx", device: str = "cpu") -> Bundle:
+def load(
+    path: str | Path | None = None, *, runtime: str = "onnx", device: str = "cpu",
+    kind: str = Preparation.kind,
+) -> Bundle:  # fmt: skip
     """The bundle in folder `path`, or the one that ships with the package.
 
     `runtime="torch"` runs the weights in torch (on `device`) instead of ONNX Runtime. Raises
-    `ValueError` when a file is missing or is not the one that the card names.
+    `ValueError` when a file is missing or not the one that the card names, or for another `kind`.
     """
     folder = SHIPPED if path is None else Path(path)
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} is not a bundle: {', '.join(missing)} is not there")
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    if (of := image.preparation_of(card)).kind != kind:
+        raise ValueError(f"{folder} is a model of {of.words}; needed is one of {kind}")
     for name, key in (("weights.safetensors", "weights_sha256"), ("model.onnx", "onnx_sha256")):
         if card.get(key) != (found := file_sha256(folder / name)):
             raise ValueError(
@@ -303,7 +307,7 @@ def load_detector(folder: Path, settings: Mapping[str, Any] | None = None) -> De
     from ecgad.methods import build
 
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    config, weights = _tuples(card["config"]), load_file(folder / "weights.safetensors")
+    config, weights = image.tuples(card["config"]), load_file(folder / "weights.safetensors")
     older = ValueError(
         f"{folder} is of {card['created']}, when {card['method']} had other parts than now: "
         'its ONNX file still scores (runtime="onnx"), but for torch, or to be exported anew, '
@@ -337,12 +341,12 @@ def write(card: dict[str, Any], model: Detector, folder: Path) -> Path:
     (folder / "weights.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
     x = np.random.default_rng(0).normal(size=(4, *model.shape)).astype(np.float32)
     difference = export_onnx(model, folder / "model.onnx", x)
-    card = card | {
+    found = {
         "weights_sha256": file_sha256(folder / "weights.safetensors"),
         "onnx_sha256": file_sha256(folder / "model.onnx"),
         "onnx_difference": difference,
     }
-    write_card(card, folder)
+    write_card(card | found, folder)
     return folder
 
 
@@ -382,10 +386,6 @@ def file_sha256(path: Path) -> str:
 
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _tuples(data: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
 def _copy(source: Path, folder: Path) -> Path:

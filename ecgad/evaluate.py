@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from ecgad import image_plans
 from ecgad.benchmarks import Case, Sets
 from ecgad.bundle import Bundle, load, load_detector
 from ecgad.calibrate import Calibration
 from ecgad.learn import Normals, Pretraining, calibrate, learn, prepared_windows
+from ecgad.prepare.image import AnyPreparation, AnyPrepared, ImagePreparation, prepare_image
 from ecgad.prepare.quality import assess
-from ecgad.prepare.signal import Preparation, Prepared, prepare
+from ecgad.prepare.signal import Preparation, prepare
 from ecgad.tabulate import COLUMNS, Place, Row, Scored, short, tabulate
 from ecgad.train import Budget, Progress
 
@@ -105,9 +107,9 @@ def evaluate(
 ) -> Path:
     """Trains and scores `methods` over `seeds` seeds; writes and returns `out/<benchmark>.csv`.
 
-    A method is one of the folder's, or one of `PLANS`. Each trained bundle stays in
-    `out/<benchmark>/<method>-<seed>`; one that is there already is not trained again, and a killed
-    training carries on from its checkpoint. `bundles` are scored as they are.
+    A method is one of the folder's, or one of `PLANS`; for images, of `image_plans`. Each trained
+    bundle stays in `out/<benchmark>/<method>-<seed>`; one that is there already is not trained
+    again, and a killed training carries on from its checkpoint. `bundles` are scored as they are.
     """
     folds = load_benchmark(benchmark, root)
     command = f"ecgad evaluate {benchmark} --data ROOT"
@@ -124,7 +126,7 @@ def evaluate(
             cases += case_rows(method, scored, sets)
         write(rows, cases, out / benchmark)
     for path in bundles:
-        bundle = load(path)
+        bundle = load(path, kind=folds[0].kind)
         rows, cases = [], []
         for sets in folds:
             scored = [score_cases(bundle, sets)]
@@ -190,8 +192,9 @@ def trained(
     was learned of generated normals is kept in folder `pretrained` and used again.
     """
     if (folder / "card.json").is_file():
-        return load(folder)
-    plan, preparation = PLANS.get(name, Plan()), sets.preparation or Preparation()
+        return load(folder, kind=sets.kind)
+    preparation = sets.preparation or Preparation()
+    plan = _plan(name, preparation)
     if plan.weights:
         base = folder.with_name(f"{plan.weights}-{seed}")
         trained(plan.weights, sets, seed, base, pretrained=pretrained, report=report)
@@ -203,7 +206,7 @@ def trained(
         trained(plan.encoder, sets, seed, base, pretrained=pretrained, report=report)
         chosen = {"encoder": str(base), **chosen}
     pretrain = None
-    if plan.pretrain is not None and sets.generated:
+    if plan.pretrain is not None and sets.generated and isinstance(preparation, Preparation):
         budget = plan.pretrain if sets.begin else replace(plan.pretrain, steps=0)
         kept = pretrained and pretrained / _digest(method, chosen, preparation, budget, seed)
         pretrain = Pretraining(
@@ -222,6 +225,12 @@ def trained(
     for file in folder.glob("*checkpoint.pt"):
         file.unlink()
     return bundle
+
+
+def _plan(name: str, preparation: AnyPreparation) -> Plan:
+    if isinstance(preparation, ImagePreparation):
+        return Plan(*image_plans.plan(name, preparation.shape), budget=EQUAL)
+    return PLANS.get(name, Plan())
 
 
 def reduced(folder: Path, settings: Mapping[str, Any], normals: Normals) -> Bundle:
@@ -255,24 +264,26 @@ def _digest(
     return f"{method}-{seed}-{hashlib.sha256(said.encode()).hexdigest()[:12]}.safetensors"
 
 
-def normals(sets: Sets, preparation: Preparation) -> Normals:
+def normals(sets: Sets, preparation: AnyPreparation) -> Normals:
     """A benchmark's normals, prepared; what cannot be assessed is left out."""
     parts = [
         [p for p in prepared_cases(sets, part, preparation) if p is not None]
         for part in ("train", "held_out", "calibration")
     ]
-    twelve = len(preparation.leads) == 12
+    twelve = isinstance(preparation, Preparation) and len(preparation.leads) == 12
     probe = [c.record for c in sets.held_out if c.mv] if twelve else []
     return Normals(parts[0], parts[1], parts[2], probe=probe, card=sets.card)
 
 
 @lru_cache(maxsize=4)  # of a benchmark's parts: every method and seed begins with them
-def prepared_cases(sets: Sets, part: str, preparation: Preparation) -> list[Prepared | None]:
+def prepared_cases(sets: Sets, part: str, preparation: AnyPreparation) -> list[AnyPrepared | None]:
     return [prepare_case(case, preparation) for case in getattr(sets, part)]
 
 
-def prepare_case(case: Case, preparation: Preparation) -> Prepared | None:
+def prepare_case(case: Case, preparation: AnyPreparation) -> AnyPrepared | None:
     """As `Bundle.score` prepares a record; None when it cannot be assessed."""
+    if isinstance(preparation, ImagePreparation):
+        return prepare_image(case.image, preparation)
     usable = None
     if case.mv:
         assessment = assess(case.record)
@@ -310,9 +321,11 @@ def score_cases(bundle: Bundle, sets: Sets) -> Scored:
     return Scored(bundle, found[0], found[1], places)
 
 
-def _truth(case: Case, preparation: Preparation, length: int) -> np.ndarray:
-    """A case's truth by the preparation's leads and rate, (leads, length)."""
+def _truth(case: Case, preparation: AnyPreparation, length: int) -> np.ndarray:
+    """A case's truth by the preparation's leads and rate, (leads, length); an image's own."""
     assert case.truth is not None
+    if isinstance(preparation, ImagePreparation):
+        return case.truth
     at = np.floor(np.arange(length) * case.record.rate_hz / preparation.rate_hz).astype(int)
     at = np.minimum(at, case.truth.shape[1] - 1)
     known = dict(zip(case.record.leads, case.truth, strict=True))
@@ -322,7 +335,7 @@ def _truth(case: Case, preparation: Preparation, length: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)  # a case may read its record anew each time
 def _record_ids(sets: Sets) -> list[str]:
-    return [case.record.record_id for case in sets.test]
+    return [case.case_id for case in sets.test]
 
 
 def case_rows(method: str, scored: Sequence[Scored], sets: Sets) -> list[Row]:

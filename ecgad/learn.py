@@ -21,8 +21,9 @@ import numpy as np
 from ecgad import __version__
 from ecgad.bundle import SCHEMA, Bundle, evidence
 from ecgad.calibrate import Calibration
+from ecgad.prepare.image import AnyPreparation, AnyPrepared, ImagePreparation, smoothing
 from ecgad.prepare.signal import Preparation, Prepared, prepare
-from ecgad.recalibrate import calibration_scores, fingerprint, usable
+from ecgad.recalibrate import calibration_score, calibration_scores, fingerprint, usable
 from ecgad.record import LEADS, Record
 from ecgad.score import Rule, features, fit_rule, row_validity, score
 from ecgad.train import Budget, Progress, fit
@@ -36,11 +37,11 @@ SMOOTH_S = 0.03  # deviation of the Gaussian for intervals: 15 samples at 500 Hz
 
 @dataclass(frozen=True, eq=False)
 class Normals:
-    """What a model learns from: prepared records of normals, no patient in two of the sets."""
+    """What a model learns from: prepared records (or images) of normals, no patient in two sets."""
 
-    train: Sequence[Prepared]
-    held_out: Sequence[Prepared]
-    calibration: Sequence[Prepared]
+    train: Sequence[AnyPrepared]
+    held_out: Sequence[AnyPrepared]
+    calibration: Sequence[AnyPrepared]
     probe: Sequence[Record] = ()  # held-out records in mV, to put damage into
     card: Mapping[str, Any] = field(default_factory=dict)  # sources, counts, licences
 
@@ -121,7 +122,7 @@ def learn(
     *,
     seed: int,
     settings: Mapping[str, Any] | None = None,
-    preparation: Preparation | None = None,
+    preparation: AnyPreparation | None = None,
     budget: Budget | None = None,
     pretrain: Pretraining | None = None,
     name: str | None = None,
@@ -136,7 +137,8 @@ def learn(
     preparation, budget = preparation or Preparation(), budget or Budget()
     started = time.monotonic()
     model = _build(build, method, preparation, settings, seed)
-    probe = damage_probe(normals.probe, preparation) if normals.probe else None
+    signals = isinstance(preparation, Preparation)
+    probe = damage_probe(normals.probe, preparation) if normals.probe and signals else None
     common: dict[str, Any] = {"seed": seed, "device": device, "report": report, "probe": probe}
     if pretrain is not None:
         begin = checkpoint and checkpoint.with_name(f"pretrain-{checkpoint.name}")
@@ -177,26 +179,29 @@ def _begin(model: Detector, pretrain: Pretraining, **how: Any) -> None:
 def calibrate(
     run: Run,
     normals: Normals,
-    preparation: Preparation,
+    preparation: AnyPreparation,
     whole: tuple[str, ...],
     seed: int,
     soft: bool = False,
 ) -> tuple[Rule, dict[str, list[float]]]:
-    """The rule from the held-out normals, and the calibration scores by number of usable leads.
+    """The rule from the held-out normals, and the calibration scores by group.
 
     The score is of the map's mean and of all that the method tells of the whole record; of the
     latter alone where it is `soft`.
     """
     use = whole if soft and whole else ("mean", *whole)
-    smooth = SMOOTH_S * preparation.rate_hz
+    smooth = smoothing(preparation, SMOOTH_S)
     found = [evidence(run, p) for p in normals.held_out]
     valids = [
         row_validity(p.valid, len(m)) for p, (m, _) in zip(normals.held_out, found, strict=True)
     ]
     maps, wholes = [m for m, _ in found], [w for _, w in found]
     rule = fit_rule(maps, valids, wholes, whole, use, smooth, soft)
-    groups = calibration_scores(run, normals.calibration, preparation, whole, rule, seed)
-    return rule, groups
+    if isinstance(preparation, ImagePreparation):
+        scores = [calibration_score(run, p, whole, rule) for p in normals.calibration]
+        return rule, {preparation.group: scores}
+    records = [p for p in normals.calibration if isinstance(p, Prepared)]
+    return rule, calibration_scores(run, records, preparation, whole, rule, seed)
 
 
 def damage_probe(
@@ -246,13 +251,13 @@ def _window_score(run: Run, x: np.ndarray, whole: tuple[str, ...], rule: Rule | 
     return score(features(map[0], np.ones(map[0].shape, bool), rest[0], whole), rule)
 
 
-def prepared_windows(prepared: Iterable[Prepared]) -> np.ndarray:
-    """All windows of prepared records, (n, leads, window)."""
+def prepared_windows(prepared: Iterable[AnyPrepared]) -> np.ndarray:
+    """All windows of prepared records, (n, leads, window), or all images (n, c, h, w)."""
     return np.concatenate([p.windows for p in prepared])
 
 
 def _build(
-    build: Callable, method: str, preparation: Preparation, settings: Mapping | None, seed: int
+    build: Callable, method: str, preparation: AnyPreparation, settings: Mapping | None, seed: int
 ) -> Detector:
     import torch
 
@@ -262,7 +267,7 @@ def _build(
 
 
 def _card(
-    method: str, model: Detector, preparation: Preparation, rule: Rule,
+    method: str, model: Detector, preparation: AnyPreparation, rule: Rule,
     groups: dict[str, list[float]], normals: Normals, seed: int, budget: Budget,
     pretrain: Pretraining | None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -278,7 +283,7 @@ def _card(
         "shape": model.shape,
         "whole": model.whole,
         "preparation": asdict(preparation),
-        "smooth_s": SMOOTH_S,
+        "smooth_s": SMOOTH_S if isinstance(preparation, Preparation) else None,
         "rule": rule.to_json(),
         "calibration": Calibration.from_json(groups).to_json(),
         "data": {

@@ -19,6 +19,7 @@ import numpy as np
 from ecgad.bundle import Bundle, evidence
 from ecgad.calibrate import NAMED, Calibration, group_names
 from ecgad.export import Run
+from ecgad.prepare.image import AnyPrepared
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import FROM_I_II, Preparation, Prepared, prepare
 from ecgad.read import find, read
@@ -34,7 +35,7 @@ def recalibrated(bundle: Bundle, records: Iterable[Record]) -> Bundle:
     Records that lack a lead of the model or cannot be judged are left out, and counted in the
     card. Raises `ValueError` when fewer than 19 are left.
     """
-    given = [(record.source_sha256, usable(record, bundle.preparation)) for record in records]
+    given = [(record.source_sha256, usable(record, bundle.signals)) for record in records]
     taken = [prepared for _, prepared in given if prepared is not None]
     if len(taken) < FEWEST:
         raise ValueError(
@@ -42,7 +43,7 @@ def recalibrated(bundle: Bundle, records: Iterable[Record]) -> Bundle:
             f"needed are at least {FEWEST}, and 200 to 500 for a rate that holds"
         )
     groups = calibration_scores(
-        bundle.run, taken, bundle.preparation, tuple(bundle.card["whole"]), bundle.rule, seed=0
+        bundle.run, taken, bundle.signals, tuple(bundle.card["whole"]), bundle.rule, seed=0
     )
     note = {
         "from": bundle.sha256,
@@ -102,10 +103,8 @@ def calibration_scores(
     groups: dict[str, list[float]] = {}
 
     def add(name: str, prepared: Prepared, lost: Sequence[int]) -> None:
-        blanked = _blank(prepared, lost)
-        map, w = evidence(run, blanked)
-        row = features(map, row_validity(blanked.valid, len(map)), w, whole)
-        groups.setdefault(name, []).append(score(row, rule))
+        found = calibration_score(run, _blank(prepared, lost), whole, rule)
+        groups.setdefault(name, []).append(found)
 
     for missing in range(len(leads) - preparation.min_leads + 1):
         pool = own if missing <= len(own) else range(len(leads))
@@ -116,6 +115,11 @@ def calibration_scores(
                 lost = rng.permutation(pool)[:missing].tolist()
                 add(group_names(lost, leads)[-1], prepared, lost)
     return groups
+
+
+def calibration_score(run: Run, prepared: AnyPrepared, whole: tuple[str, ...], rule: Rule) -> float:
+    map, w = evidence(run, prepared)
+    return score(features(map, row_validity(prepared.valid, len(map)), w, whole), rule)
 
 
 def fingerprint(sources: Iterable[str]) -> str:

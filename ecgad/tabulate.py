@@ -3,7 +3,8 @@
 Records: how well abnormal ones are told from normal ones, source by source. Places, where the
 truth is known sample by sample: `point_*` are over time (the map's mean over leads against "strange
 in any lead"); `lead_auroc` and `hit_at_*` over the leads of those records in which some are strange
-and some not. Where most are strange a hit is likely by chance, an AUROC above 0.5 is not. Records
+and some not. Where most are strange a hit is likely by chance, an AUROC above 0.5 is not. Of images
+`record_*` are of images and `point_*` over all their pixels, with nothing else of places. Records
 that cannot be assessed are left out, and counted.
 """
 
@@ -31,6 +32,7 @@ from ecgad.metrics import (
     place_interval,
     sensitivity_at,
 )
+from ecgad.prepare.image import ImagePreparation
 from ecgad.ranges import affiliation, vus_pr
 from ecgad.record import FLAGGED
 from ecgad.score import intervals
@@ -57,8 +59,8 @@ Value = tuple[str, float, float, float]  # metric, value, low, high
 class Place(NamedTuple):
     """Where a record is strange, and where a bundle says it is."""
 
-    truth: np.ndarray  # (leads, time) bool, at the preparation's rate
-    map: np.ndarray  # (m, time), nan where not judged
+    truth: np.ndarray  # (leads, time) bool, at the preparation's rate; of an image (c, h, w)
+    map: np.ndarray  # (m, time) or (m, h, w), nan where not judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,10 +157,14 @@ def _places(one: Scored, cases: Sequence[Case], here: np.ndarray) -> Iterator[Va
     found = [(cases[i], p) for i in here if one.places and (p := one.places[i]) is not None]
     if not any(place.truth.any() for _, place in found):
         return
-    yield from _times(found, one.bundle.preparation.rate_hz)
+    preparation = one.bundle.preparation
+    if isinstance(preparation, ImagePreparation):
+        yield from _points(*_flat(found))
+        return
+    rate_hz, leads = preparation.rate_hz, preparation.leads
+    yield from _times(found, rate_hz)
     strange = [(case, place) for case, place in found if place.truth.any()]
     patients = np.array([case.patient for case, _ in strange])
-    rate_hz, leads = one.bundle.preparation.rate_hz, one.bundle.preparation.leads
     overlaps = np.array([_overlap(place, rate_hz) for _, place in strange])
     yield "interval_iou", *_average(overlaps, patients)
     part = [not place.truth.any(axis=1).all() for _, place in strange]
@@ -172,18 +178,29 @@ def _places(one: Scored, cases: Sequence[Case], here: np.ndarray) -> Iterator[Va
 
 
 def _times(found: Sequence[tuple[Case, Place]], rate_hz: float) -> Iterator[Value]:
-    """Over time: any lead's truth against the map's mean over leads."""
-    y = np.concatenate([place.truth.any(axis=0) for _, place in found]).astype(int)
-    s = np.concatenate([_over_leads(place.map) for _, place in found])
-    patients = np.repeat([case.patient for case, _ in found], [p.map.shape[1] for _, p in found])
-    judged = np.isfinite(s)
-    y, s, patients = y[judged], s[judged], patients[judged]
-    for name, metric in (("point_auroc", auroc), ("point_auprc", auprc)):
-        yield name, metric(y, s), *place_interval(metric, y, s, patients, seed=0)
+    """Over time, as `_flat` has it."""
+    y, s, patients = _flat(found)
+    yield from _points(y, s, patients)
     yield "vus_pr", vus_pr(y, s, round(VUS_WINDOW_S * rate_hz)), np.nan, np.nan
     marked = affiliation(y, (s > 1).astype(int))  # 1: what 99 % of normal places stay under
     for name, value in marked._asdict().items():
         yield f"affiliation_{name}", value, np.nan, np.nan
+
+
+def _points(y: np.ndarray, s: np.ndarray, patients: np.ndarray) -> Iterator[Value]:
+    """Numbers of places whatever their order: of samples or of pixels."""
+    for name, metric in (("point_auroc", auroc), ("point_auprc", auprc)):
+        yield name, metric(y, s), *place_interval(metric, y, s, patients, seed=0)
+
+
+def _flat(found: Sequence[tuple[Case, Place]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All judged places in a row: any lead's truth, the map's mean over leads, whose they are."""
+    y = np.concatenate([place.truth.any(axis=0).ravel() for _, place in found]).astype(int)
+    s = np.concatenate([_over_leads(place.map).ravel() for _, place in found])
+    _, patient = np.unique([case.patient for case, _ in found], return_inverse=True)
+    patients = np.repeat(patient, [place.map[0].size for _, place in found])
+    judged = np.isfinite(s)
+    return y[judged], s[judged], patients[judged]
 
 
 def _over_leads(map: np.ndarray) -> np.ndarray:

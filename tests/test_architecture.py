@@ -22,7 +22,7 @@ LAYERS = [  # a module imports from earlier rows, never from its own or a later 
     {"hours"},
     {"bundle"},
     {"recalibrate"},
-    {"learn", "tabulate"},
+    {"learn", "tabulate", "image_plans"},
     {"evaluate"},
     {"report"},
     {"screen"},

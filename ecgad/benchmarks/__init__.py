@@ -16,30 +16,44 @@ from typing import Any
 
 import numpy as np
 
+from ecgad.prepare.image import AnyPreparation, Image
 from ecgad.prepare.signal import Preparation
 from ecgad.record import Record
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A record with what is known of it.
+    """A record, or an image, with what is known of it.
 
     A large benchmark gives what reads the record in its place, so that opening the benchmark reads
     no signal; `record` then reads it anew each time.
     """
 
-    stored: Record | Callable[[], Record]
+    stored: Record | Image | Callable[[], Record]
     abnormal: bool
     patient: str  # unique over all sources
     source: str
     label: str = ""  # the source's own words
     fold: int = 0  # where the source has official folds
     mv: bool = True  # False: the Record holds something else than mV, and quality cannot be judged
-    truth: np.ndarray | None = None  # (leads, time) bool as in the record: True where strange
+    truth: np.ndarray | None = None  # (leads, time) bool as in the record: True where strange;
+    # (c, h, w) as in the image
 
     @property
     def record(self) -> Record:
+        if isinstance(self.stored, Image):
+            raise TypeError(f"{self.stored.image_id} is an image, not a record")
         return self.stored if isinstance(self.stored, Record) else self.stored()
+
+    @property
+    def image(self) -> Image:
+        if not isinstance(self.stored, Image):
+            raise TypeError(f"{self.record.record_id} is a record, not an image")
+        return self.stored
+
+    @property
+    def case_id(self) -> str:
+        return self.stored.image_id if isinstance(self.stored, Image) else self.record.record_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +70,13 @@ class Sets:
     card: Mapping[str, Any]  # for the model card: sources, notes, limits
     generated: int = 0  # records that come before the real ones
     begin: bool = True  # training begins with those; otherwise they are only remembered
-    preparation: Preparation | None = None  # where the benchmark prescribes one
+    preparation: AnyPreparation | None = None  # where the benchmark prescribes one; of images, all
     name: str = ""  # where a benchmark is several such sets: of this one
+
+    @property
+    def kind(self) -> str:
+        """ "signals" or "images": what it is of."""
+        return (self.preparation or Preparation).kind
 
 
 def table(path: Path, published: str) -> list[dict[str, str]]:

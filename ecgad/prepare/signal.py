@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class Preparation:
     deviation_mv: tuple[float, ...] = ()
     min_leads: int = 8  # fewer usable leads than this cannot be judged
 
+    kind: ClassVar[str] = "signals"
+
     def __post_init__(self) -> None:
         low, high = self.band_hz
         if not 0 < low < high < self.rate_hz / 2:
@@ -57,6 +60,10 @@ class Preparation:
     def shape(self) -> tuple[int, int]:
         return len(self.leads), self.window
 
+    @property
+    def words(self) -> str:
+        return f"{len(self.leads)} leads"
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -77,6 +84,10 @@ class Prepared:
     def lost(self) -> tuple[int, ...]:
         """The rows of the other leads."""
         return tuple(i for i, lead in enumerate(self.valid) if _is_lost(lead))
+
+    def joined(self, maps: np.ndarray) -> np.ndarray:
+        """The map (m, time) of the record, from those of its windows (w, m, window)."""
+        return stitch(maps, self.starts, self.valid.shape[1])
 
 
 def derive(record: Record) -> Record:
