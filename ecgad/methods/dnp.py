@@ -140,7 +140,7 @@ class Model(Detector):
             self.follow()
         tokens = self.tokens(x)
         p = self.extractor(tokens)
-        found = mined(self.targets(x).detach(), self.decode(tokens, p), self.config.mining)
+        found = mined(self.targets(x), self.decode(tokens, p), self.config.mining)
         return found + self.config.alignment * diverse(tokens, p, self.config.balance)
 
     def tokens(self, x: Tensor) -> Tensor:
