@@ -1,6 +1,7 @@
 """Benchmarks of images: made files in the published form, and what becomes of them."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,7 +321,9 @@ def test_a_killed_training_carries_on_and_ends_with_the_same_rows(
     resumed = rows("a", again.append)
     assert not any("100/105" in line for line in again)
     assert resumed == rows("b", lambda line: None)
-    assert resumed == rows("a", again.append)  # from the bundle that is there
+    again.clear()
+    assert resumed == rows("a", again.append)
+    assert again == ["fader, seed 0"]  # and no step: the bundle is there
     assert not list((tmp_path / "a/pneumonia/fader-0").glob("*checkpoint.pt"))
 
 
@@ -338,6 +341,11 @@ def test_no_verb_for_records_takes_a_model_of_images(
             capsys.readouterr().err
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_images_comes_to_another_process_as_one_of_images(board: Path):
+    one = pickle.loads(pickle.dumps(load(board / "lgg" / "knn-0", kind="images")))
+    assert repr(one) == "Bundle('knn-0', knn, images of 1 x 64 x 64)"
 
 
 def test_a_model_of_images_in_hand_scores_no_record(board: Path):
