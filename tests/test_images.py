@@ -16,6 +16,7 @@ from ecgad.__main__ import main
 from ecgad.benchmarks import lgg, pneumonia, split
 from ecgad.benchmarks.images import case, sets
 from ecgad.bundle import SHIPPED
+from ecgad.flops import count
 from ecgad.methods import build, names
 from ecgad.prepare.image import Image, ImagePreparation, prepare_image, shrunk
 from ecgad.record import LEADS, Record
@@ -219,7 +220,9 @@ def test_every_method_has_a_row_that_can_be_built(name: str, side: int):
     if "lite" in str(settings):
         pytest.importorskip("efficientnet_lite_pytorch")
     assert method == name
-    assert build(method, (1, side, side), settings).shape == (1, side, side)
+    model = build(method, (1, side, side), settings)
+    assert model.shape == (1, side, side)
+    assert count(model).macs_record > 0  # no operation of unknown cost
 
 
 @pytest.mark.parametrize(
