@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,7 +85,7 @@ class Bundle:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __reduce__(self) -> tuple:  # pickled as its folder
-        return load, (self.folder or Path(),)
+        return partial(load, kind=self.preparation.kind), (self.folder or Path(),)
 
     def __repr__(self) -> str:
         return f"Bundle({self.id!r}, {self.card['method']}, {self.preparation.words})"

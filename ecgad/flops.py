@@ -175,9 +175,9 @@ COUNTED: dict[str, Any] = {
 
 # Beside the shape and copy operations that fvcore knows to be free.
 _ELEMENTS = """abs add add_ bitwise_and bitwise_or clamp_max clamp_min cos div div_ dropout_ elu
-erf exp expm1 gelu isfinite isnan le leaky_relu leaky_relu_ lerp log log1p logical_and logical_not
-logical_or lt maximum minimum mish mul mul_ ne neg pow reciprocal rsqrt rsub sigmoid sign silu
-silu_ sin softplus sqrt square sub sub_ tanh where"""
+erf exp expm1 gelu hardtanh isfinite isnan le leaky_relu leaky_relu_ lerp log log1p logical_and
+logical_not logical_or lt maximum minimum mish mul mul_ ne neg pow reciprocal rsqrt rsub sigmoid
+sign silu silu_ sin softplus sqrt square sub sub_ tanh where"""
 _REDUCTIONS = """all amax amin any argmax argmin argsort avg_pool1d avg_pool2d batch_norm cumsum
 group_norm instance_norm layer_norm linalg_vector_norm log_softmax logsumexp max_pool1d max_pool2d
 mean min norm prod softmax sort std std_mean sum topk var var_mean"""

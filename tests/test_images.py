@@ -1,6 +1,7 @@
 """Benchmarks of images: made files in the published form, and what becomes of them."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ecgad.__main__ import main
 from ecgad.benchmarks import lgg, pneumonia, split
 from ecgad.benchmarks.images import case, sets
 from ecgad.bundle import SHIPPED
+from ecgad.flops import count
 from ecgad.methods import build, names
 from ecgad.prepare.image import Image, ImagePreparation, prepare_image, shrunk
 from ecgad.record import LEADS, Record
@@ -218,7 +220,9 @@ def test_every_method_has_a_row_that_can_be_built(name: str, side: int):
     if "lite" in str(settings):
         pytest.importorskip("efficientnet_lite_pytorch")
     assert method == name
-    assert build(method, (1, side, side), settings).shape == (1, side, side)
+    model = build(method, (1, side, side), settings)
+    assert model.shape == (1, side, side)
+    assert count(model).macs_record > 0  # no operation of unknown cost
 
 
 @pytest.mark.parametrize(
@@ -320,7 +324,9 @@ def test_a_killed_training_carries_on_and_ends_with_the_same_rows(
     resumed = rows("a", again.append)
     assert not any("100/105" in line for line in again)
     assert resumed == rows("b", lambda line: None)
-    assert resumed == rows("a", again.append)  # from the bundle that is there
+    again.clear()
+    assert resumed == rows("a", again.append)
+    assert again == ["fader, seed 0"]  # and no step: the bundle is there
     assert not list((tmp_path / "a/pneumonia/fader-0").glob("*checkpoint.pt"))
 
 
@@ -338,6 +344,11 @@ def test_no_verb_for_records_takes_a_model_of_images(
             capsys.readouterr().err
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_images_comes_to_another_process_as_one_of_images(board: Path):
+    one = pickle.loads(pickle.dumps(load(board / "lgg" / "knn-0", kind="images")))
+    assert repr(one) == "Bundle('knn-0', knn, images of 1 x 64 x 64)"
 
 
 def test_a_model_of_images_in_hand_scores_no_record(board: Path):
