@@ -79,7 +79,7 @@ class Config:
     beta: float = 1.0  # of the reconstruction in stage 2's loss
     active: float = 1.0  # how much more often a token of large error would be drawn
     attenuation: float = 0.0  # of 1 - g in the map, beside the error; more was measured to harm
-    recordwide: bool = False  # also learn damage that repeats in every beat: it closes all gates
+    recordwide: bool = True  # also learn damage that repeats in every beat
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 0.5:  # else a token might be shown by no masking
