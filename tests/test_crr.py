@@ -260,7 +260,8 @@ def test_what_the_head_is_given_sums_to_the_cosine_and_ends_with_the_difference_
 
 def test_a_residual_is_the_mean_over_groups_of_angle_and_loudness():
     model, x = built(**LAYERS, loudness=0.3), torch.randn(3, 2, 40)
-    e, d = model.compared(x)
+    with torch.no_grad():
+        e, d = model.compared(x)
     for b, t in np.ndindex(3, 8):
         each = [
             1 - naive_cosine(e[b, g, t], d[b, g, t])
