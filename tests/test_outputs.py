@@ -10,7 +10,7 @@ from fhir.resources.R4B.observation import Observation
 from ecgad.read import read_annotations
 from ecgad.read.wfdb import library
 from ecgad.read.wfdb_header import parse_header
-from ecgad.report.annotations import marks, write_annotations
+from ecgad.report.annotations import _write, marks, write_annotations
 from ecgad.report.fhir import observation, write_fhir
 from ecgad.report.html import open_rows
 from ecgad.screen import screen
@@ -122,6 +122,14 @@ def test_a_stretch_is_marked_on_the_signal_of_its_lead():
         (500, "(", 0, "III 1.1x"), (750, ")", 0, "III"),
         (500, "(", 0, "all 1.0x"), (900, ")", 0, "all"),
     ]  # fmt: skip
+
+
+def test_paths_that_lead_up_or_begin_at_the_root_stay_within_the_folder(out, tmp_path):
+    row, there = rows(out)["r00"], out.parent / "in/good/r00.hea"
+    assert _write(row | {"path": "../in/good/r00.hea"}, out, tmp_path, 0.05)
+    assert _write(row | {"path": str(there)}, out, tmp_path, 0.05)
+    found = {p.relative_to(tmp_path) for p in tmp_path.rglob("*.ecgad")}
+    assert {str(p) for p in found} == {"up/in/good/r00.ecgad", f"{there.with_suffix('')}.ecgad"[1:]}
 
 
 def test_a_record_that_is_no_longer_there_has_none(out, tmp_path):

@@ -59,7 +59,7 @@ def _write(row: dict[str, Any], home: Path, folder: Path, alpha: float) -> bool:
     except (OSError, ReadError):
         return False
     found = sorted(marks(row, header, alpha))
-    parts = [part for part in place.parent.parts if part not in (place.anchor, "..")]
+    parts = ["up" if part == ".." else part for part in place.parent.parts if part != place.anchor]
     into = folder.joinpath(*parts)
     into.mkdir(parents=True, exist_ok=True)
     samples, symbols, channels, notes = zip(*found, strict=True)
