@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from ecgad.parts.detector import Detector, Stage
 
+FORM = 2  # of a checkpoint; 1 had parameters without a pace
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -182,7 +184,7 @@ class _StageRun:
 def _identity(model: Detector, x: np.ndarray, seed: int, budget: Budget) -> str:
     """A digest of all that the weights at the end depend on."""
     config = repr(getattr(model, "config", None))
-    said = json.dumps([type(model).__module__, config, asdict(budget), seed])
+    said = json.dumps([FORM, type(model).__module__, config, asdict(budget), seed])
     digest = hashlib.sha256(said.encode())
     digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()

@@ -35,8 +35,10 @@ def rows(out):
 
 
 def test_each_row_is_a_valid_observation_of_r4(out, tmp_path):
-    assert write_fhir(out, tmp_path / "s.ndjson") == len(rows(out)) == 10
-    lines = (tmp_path / "s.ndjson").read_text("utf-8").splitlines()
+    file = tmp_path / "new/s.ndjson"
+    assert write_fhir(out, file) == len(rows(out)) == 10
+    assert list(file.parent.iterdir()) == [file]
+    lines = file.read_text("utf-8").splitlines()
     found = [Observation.model_validate_json(line) for line in lines]
     assert len({one.id for one in found}) == 10
     assert {one.status for one in found} == {"preliminary"}

@@ -1,5 +1,6 @@
 """train.fit: one loop for every method, resumable to the step."""
 
+import importlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -189,6 +190,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, other: dict
     fit(TwoStages(), **given)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is of another training"):
         fit(TwoStages(), **given | other)
+
+
+def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path, monkeypatch):
+    given = {"x": data(), "seed": 3, "budget": BUDGET, "checkpoint": tmp_path / "checkpoint.pt"}
+    fit(TwoStages(), **given)
+    monkeypatch.setattr(importlib.import_module("ecgad.train"), "FORM", 3)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is of another training"):
+        fit(TwoStages(), **given)
 
 
 def test_a_budget_is_of_no_fewer_than_0_steps():

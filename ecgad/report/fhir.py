@@ -36,6 +36,7 @@ def write_fhir(out: Path, file: Path) -> int:
     Raises `ValueError` when there is no screening in `out`.
     """
     manifest, count = manifest_head(out), 0
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     with part.open("w", encoding="utf-8") as lines:
         for row in _rows(out):
