@@ -1,4 +1,4 @@
-"""A screening as WFDB annotations, for WAVE, LightWAVE and all that reads PhysioBank's files.
+"""A screening as WFDB annotations, the form that PhysioNet's viewers and libraries share.
 
     FOLDER/<path of the record>.ecgad
 
