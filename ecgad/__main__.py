@@ -269,25 +269,27 @@ def export(bundle: Path, /, *, quiet: Quiet = False) -> int:
 
 @app.command
 def report(
-    out: Path, /, *, fhir: Path | None = None, annotations: Path | None = None, quiet: Quiet = False
+    out: Path,
+    /,
+    *,
+    fhir: Path | None = None,
+    annotations: Path | None = None,
+    shortlist: Annotated[Path | None, Parameter(name="--list")] = None,
+    fdr: float = 0.1,
+    quiet: Quiet = False,
 ) -> int:
-    """Write the report of a screening anew; also as FHIR or WFDB annotations, where asked for.
+    """Write the report of a screening anew; also for other programs, or as a list to read through.
 
     Args:
         out: Folder of a screening.
         fhir: File for HL7 FHIR R4 Observations, one a line (.ndjson).
         annotations: Folder for WFDB annotations, one file a record (.ecgad).
+        shortlist: File (.csv) for the strangest records, as many as --fdr allows.
+        fdr: False discovery rate: the share of the list that may be false alarms, on average.
     """
-    from ecgad.report.annotations import write_annotations
-    from ecgad.report.fhir import write_fhir
-    from ecgad.report.html import write_report
+    from ecgad.report.outputs import write_outputs
 
-    told = [str(write_report(out))]
-    if fhir:
-        told.append(f"{fhir}: {write_fhir(out, fhir)} Observations")
-    if annotations:
-        done, not_done = write_annotations(out, annotations)
-        told.append(f"{annotations}: {done} records; {not_done} not scored or not of WFDB")
+    told = write_outputs(out, fhir=fhir, annotations=annotations, shortlist=shortlist, fdr=fdr)
     if not quiet:
         _print(*told)
     return OK
@@ -349,7 +351,9 @@ def main(tokens: Iterable[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a sign
     try:
-        sys.exit(_run([token for token in given if token != "--debug"]))
+        told = [token for token in given if token != "--debug"]
+        command, bound, _ = app.parse_args(told, exit_on_error=False, print_error=False)
+        sys.exit(command(*bound.args, **bound.kwargs) or OK)
     except KeyboardInterrupt:
         _complain("stopped; the same command carries on")
         sys.exit(STOPPED)
@@ -363,11 +367,6 @@ def main(tokens: Iterable[str] | None = None) -> None:
 
         _complain(error_words(error, WRONG_USE))
         sys.exit(_exit_code(error))
-
-
-def _run(tokens: list[str]) -> int:
-    command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
-    return command(*bound.args, **bound.kwargs) or OK
 
 
 def _exit_code(error: Exception) -> int:

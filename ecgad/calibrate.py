@@ -123,21 +123,21 @@ def false_alarm_bound(n: int, alpha: float, confidence: float = 0.95) -> float:
     return float(beta.ppf(confidence, k, n + 1 - k)) if k else 0.0
 
 
-def benjamini_hochberg(p: ArrayLike, q: float) -> np.ndarray:
-    """Which of the records (m,) to flag so that at most a share q of those flagged is false.
+def q_values(p: ArrayLike) -> np.ndarray:
+    """For each record (m,) the smallest false discovery rate at which a list holds it.
 
-    This is for a list read as a whole; alpha is for one record. It holds for conformal p-values
-    with one calibration set in common (Bates et al. 2023). A NaN p is not flagged and not counted.
+    The list of those with q <= 0.1 is read as a whole: at most a tenth of it is false, on average;
+    alpha is for one record. This is the rule of Benjamini and Hochberg, and holds for conformal
+    p-values with one calibration set in common (Bates et al. 2023). A NaN p is not counted.
     """
     from scipy.stats import false_discovery_control
 
-    _check_share("q", q)
     p = np.asarray(p, dtype=float)
     known = ~np.isnan(p)
-    flagged = np.zeros(p.shape, dtype=bool)
+    q = np.full(p.shape, np.nan)
     if known.any():
-        flagged[known] = false_discovery_control(p[known]) <= q
-    return flagged
+        q[known] = false_discovery_control(p[known])
+    return q
 
 
 def _among(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from ecgad.prepare.filters import gaussian
 from ecgad.record import Interval
 
 MOST = 20  # intervals that are told of a record
+SAME = 1e-6  # of the largest value: what float32 does not tell apart
 TOP_SHARE = 0.05  # of the places that can be judged: half a second in ten
 
 
@@ -96,13 +97,17 @@ def fit_rule(
 ) -> Rule:
     """The rule that held-out normals give: maps (m, *grid), validity, `whole`, feature names.
 
-    `smooth` is the deviation, in samples, of the Gaussian that intervals are found with.
+    `smooth` is the deviation, in samples, of the Gaussian that intervals are found with. Raises
+    `ValueError` for a name that is unknown, and when a feature in `use` is the same for all records:
+    what has collapsed to one number would otherwise be scored by its rounding errors.
     """
     unknown = set(use) - set(feature_names(names))
     if unknown or not use:
         raise ValueError(f"features {sorted(unknown)}; known are {', '.join(feature_names(names))}")
     rows = [features(m, v, w, names) for m, v, w in zip(maps, valids, wholes, strict=True)]
     table = {name: np.array([row[name] for row in rows]) for name in feature_names(names)}
+    for name in use:
+        _refuse_collapsed(name, table[name])
     log = tuple(name for name, values in table.items() if values.min() > 0)
     table |= {name: np.log(table[name]) for name in log}
     leads = np.array([_row_means(m, v) for m, v in zip(maps, valids, strict=True)])
@@ -121,6 +126,14 @@ def fit_rule(
         lead_centre=tuple(_floats(list(np.nanmean(leads, axis=0)))),
         lead_spread=tuple(_floats(list(np.nanstd(leads, axis=0) + 1e-12))),
     )
+
+
+def _refuse_collapsed(name: str, values: np.ndarray) -> None:
+    if len(values) > 1 and np.ptp(values) <= SAME * np.abs(values).max():
+        raise ValueError(
+            f"{name!r} is {values[0]:.6g} for all of {len(values)} held-out normals, so the model "
+            "tells no record from another; train it for longer, or with another seed or settings"
+        )
 
 
 def score(row: dict[str, float], rule: Rule) -> float:

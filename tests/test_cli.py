@@ -256,6 +256,16 @@ def test_report_also_writes_fhir_and_annotations(run, archive, model, tmp_path):
     assert len(list(marks.rglob("*.ecgad"))) == 4
 
 
+def test_report_also_writes_a_list_of_which_few_are_false(run, archive, model, tmp_path):
+    run(*screening(archive, tmp_path, model, "--quiet"))
+    code, out, _ = run("report", tmp_path, "--list", tmp_path / "l.csv", "--fdr", "0.99")
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        f"{tmp_path / 'l.csv'}: 4 records, of which at most 99 % are false alarms on average"
+    ]
+    assert len((tmp_path / "l.csv").read_text("utf-8").splitlines()) == 5
+
+
 def test_train_leaves_a_model_that_screens_and_no_checkpoint(run, ecg, tmp_path):
     for i, mv in enumerate(ecg(100, seed=5, t=1000)):
         write_record(tmp_path / "in", f"n{i:03d}", mv, rate=f"{RATE_HZ}")

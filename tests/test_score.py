@@ -109,6 +109,18 @@ def test_features_the_method_does_not_have_are_refused_by_name():
                  ("distance",), ("rhythm",), 1.0)  # fmt: skip
 
 
+@pytest.mark.parametrize("value", [0.0, 3.0])
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_a_feature_that_is_the_same_for_all_records_is_refused(value, noise):
+    whole = [np.array([value * (1 + noise * i)]) for i in range(5)]
+    how = [maps(5), [np.ones((2, 500), bool)] * 5, whole, ("far",)]
+    with pytest.raises(ValueError, match="'far' is [03] for all of 5 held-out normals"):
+        fit_rule(*how, ("mean", "far"), smooth=0)
+    fit_rule(*how, ("mean",), smooth=0)  # what is not used may be
+    whole[4] = np.array([value * (1 + 1e-4) + 1e-9])
+    fit_rule(*how, ("mean", "far"), smooth=0)
+
+
 def test_a_rule_survives_its_json_text():
     rule = a_rule(place_limit=(0.1 + 0.2, 1e-9))
     assert Rule.from_json(json.loads(json.dumps(rule.to_json()))) == rule

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ecgad.calibrate import false_alarm_bound
+from ecgad.calibrate import false_alarm_bound, q_values
 from ecgad.drift import drift, words
 from ecgad.record import FLAGGED, NOT_ASSESSABLE
 from ecgad.report import DISCLAIMER, decision_words, interval_words, number
@@ -36,6 +36,7 @@ SHOWN = ("record_id", "source_sha256", "duration_s", "quality", "score", "p_valu
 SHOWN += ("intervals",)
 TOP, GROUPS, NAMED = 20, 50, 8  # records on the page, groups of reasons, records named in each
 BINS = 20  # of the histogram
+LISTS = (0.05, 0.1, 0.2)  # false discovery rates
 
 
 def write_report(out: Path, *, pages: list[tuple[dict, str]] | None = None) -> Path:
@@ -76,6 +77,7 @@ def facts(out: Path) -> dict[str, Any]:
         "mismatch": _mismatch(manifest, counts),
         "share": share(counts["flagged"], counts["scored"]),
         "histogram": histogram(p, alpha),
+        "lists": [(rate, int((q_values(p) <= rate).sum())) for rate in LISTS],
         "drift": drifted(table, state, _sizes(manifest.get("model"))),
         "by": {name: by(table, state, name) for name in ("quality", "format")},
         "failed": reasons(table, state, "failed"),

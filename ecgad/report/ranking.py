@@ -26,7 +26,7 @@ class Ranking:
         self.dataset = open_rows(out)
         self.parts = list(self.dataset.get_fragments())
         self.ends = np.cumsum([part.count_rows() for part in self.parts])  # (parts,)
-        self.views = _views(self.dataset)
+        self.views, self.p_values = _views(self.dataset)  # p-values of those scored, in their order
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -52,9 +52,9 @@ class Ranking:
         return np.flatnonzero(self.dataset.to_table(there)["there"].to_numpy())
 
 
-def _views(dataset: Dataset) -> dict[str, np.ndarray]:
+def _views(dataset: Dataset) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The numbers of rows that a list holds, in its order: by p-value, then score, as reports are;
-    what was not scored, in the order of the inputs."""
+    what was not scored, in the order of the inputs. And the p-values of those that were."""
     from pyarrow.dataset import field
 
     table = dataset.to_table(
@@ -69,9 +69,10 @@ def _views(dataset: Dataset) -> dict[str, np.ndarray]:
     p, score, failed, refused, flagged = (column.to_numpy() for column in table.columns)
     order = np.lexsort((-score, p))
     scored = order[~(failed | refused)[order]]
-    return {
+    views = {
         "scored": scored,
         "flagged": scored[flagged[scored]],
         "not assessable": np.flatnonzero(refused & ~failed),
         "failed": np.flatnonzero(failed),
     }
+    return views, p[scored]
