@@ -7,18 +7,22 @@ Record. Neither holds a name, a birth date or any other identity of a patient.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 LIMB = ("I", "II", "III", "aVR", "aVL", "aVF")
 LEADS = (*LIMB, "V1", "V2", "V3", "V4", "V5", "V6")  # the order of the standard 12-lead page
+
+MV = {"mv": 1.0, "uv": 1e-3, "µv".casefold(): 1e-3, "nv": 1e-6, "v": 1e3}  # of a unit, casefolded
+MV |= {"millivolt": 1.0, "millivolts": 1.0, "microvolt": 1e-3, "microvolts": 1e-3}
 
 HOUR_S = 3600.0  # what is longer is read and judged in pieces of at most this
 
@@ -92,6 +96,31 @@ class Record:
             raise ValueError(f"rate_hz is {self.rate_hz}; a positive number of samples a second")
         object.__setattr__(self, "rate_hz", float(self.rate_hz))  # also where numpy counted it
         object.__setattr__(self, "record_id", str(self.record_id))
+
+    @classmethod
+    def from_array(
+        cls, signal: ArrayLike, *, rate_hz: float, leads: Iterable[str], unit: str,
+        record_id: str = "array", **origin: Any,
+    ) -> Record:  # fmt: skip
+        """The record of an array (leads, time) in `unit`: mV, uV, nV or V.
+
+        What is NaN or infinite is no sample. Leads go by name in any usual spelling. `origin` is
+        what else a record knows. Raises `ValueError` as `Record`, and for other shapes and units.
+        """
+        names, factor = tuple(map(canonical, leads)), MV.get(unit.casefold())
+        values = np.asarray(signal)
+        if factor is None:
+            raise ValueError(f"unit is {unit!r}; mV, uV, nV or V is needed")
+        if values.ndim != 2 or len(values) != len(names):
+            turn = ": transpose it" if values.shape[1:] == (len(names),) else ""
+            raise ValueError(
+                f"signal is {values.shape}, of {len(names)} leads; (leads, time) is needed{turn}"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is not valid
+            mv = (values * factor).astype(np.float32)
+        valid = np.isfinite(mv)
+        mv[~valid] = 0
+        return cls(mv, rate_hz, names, valid, record_id, **origin)
 
     @property
     def duration_s(self) -> float:

@@ -98,8 +98,8 @@ def fit_rule(
     """The rule that held-out normals give: maps (m, *grid), validity, `whole`, feature names.
 
     `smooth` is the deviation, in samples, of the Gaussian that intervals are found with. Raises
-    `ValueError` for a name that is unknown, and when a feature in `use` is the same for all records:
-    what has collapsed to one number would otherwise be scored by its rounding errors.
+    `ValueError` for an unknown name, and when a feature in `use` is the same for all records: what
+    has collapsed to one number would otherwise be scored by its rounding errors.
     """
     unknown = set(use) - set(feature_names(names))
     if unknown or not use:

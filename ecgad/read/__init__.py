@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgad.read import clinical, wfdb
+from ecgad.read import arrays, clinical, wfdb
 from ecgad.read.wfdb_header import mentioned, parse_header
 from ecgad.record import NotMine, ReadError, Record
 
 __all__ = ["FORMATS", "PASSING", "Annotations", "find", "read", "read_annotations", "read_hours"]
 
-FORMATS = f"WFDB (a .hea with its .dat or .mat), {clinical.FORMATS}"
+FORMATS = f"WFDB (a .hea with its .dat or .mat), {arrays.FORMATS}, {clinical.FORMATS}"
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # none of a file's
-_READERS = (wfdb.read, clinical.read)
+_READERS = (wfdb.read, arrays.read, clinical.read)
 _ENDINGS = (".hea", ".dat", ".mat")
 
 
@@ -32,10 +32,10 @@ def read(path: str | Path) -> Record:
     """The record at `path`: signal (leads, time) float32 in mV, as it stands in the file.
 
     For WFDB, `path` is the header, a signal file, or either without its ending. Other formats are
-    one file, and need the extra `formats`. Raises `ReadError` when there is no such file, when it
-    is of no format read here, or when it is damaged beyond use; `OSError` when it is the machine
-    that lacks something (`PASSING`: space, open files, memory). Lesser damage (truncated, wrong
-    checksum, no unit) is in the record's `warnings`.
+    one file; all but CSV and .npz need the extra `formats`. Raises `ReadError` when there is no
+    such file, when it is of no format read here, or when it is damaged beyond use; `OSError` when
+    it is the machine that lacks something (`PASSING`: space, open files, memory). Lesser damage
+    (truncated, wrong checksum, no unit) is in the record's `warnings`.
     """
     path = Path(path)
     reasons = []
@@ -163,7 +163,8 @@ def _records_among(parent: str, files: list[str]) -> set[str]:
     headers = {f for f in candidates if f.lower().endswith(".hea")}
     stems = {f[:-4] for f in headers}
     found = {f for f in candidates if f in headers or f[:-4] not in stems}
-    found |= {f for f in shown if f not in candidates and clinical.is_one(parent, f)}
+    others = (f for f in shown if f not in candidates)
+    found |= {f for f in others if arrays.is_one(parent, f) or clinical.is_one(parent, f)}
     if len(found) > 1:  # else there is nothing that a header could name
         found -= {f for header in headers for f in _mentioned(Path(parent, header))}
     return found

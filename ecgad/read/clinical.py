@@ -87,14 +87,11 @@ def _record(found: ECGRecord, path: Path, sha256: str, remarks: list[str]) -> Re
     for row, lead in zip(signal, leads, strict=True):
         row[: len(lead.samples)] = lead.samples
     rate_hz = _exact(leads[0].sampling_rate, found.raw_metadata)
-    signal = signal[:, : _end_of_ecg(signal)]
-    valid = np.isfinite(signal)
-    signal[~valid] = 0
-    return Record(
-        signal=signal,
+    return Record.from_array(
+        signal[:, : _end_of_ecg(signal)],
         rate_hz=rate_hz,
-        leads=tuple(canonical(lead.label) for lead in leads),
-        valid=valid,
+        leads=[lead.label for lead in leads],
+        unit="mV",
         record_id=path.stem if path.suffix.lower() in ENDINGS else path.name,
         path=str(path),
         format=found.source_format,

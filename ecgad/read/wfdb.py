@@ -28,10 +28,7 @@ from typing import Any
 import numpy as np
 
 from ecgad.read.wfdb_header import BYTES, Channel, Header, mentioned, parse_header
-from ecgad.record import LEADS, NotMine, ReadError, Record, canonical, stretches
-
-_MV = {"mv": 1.0, "uv": 1e-3, "µv".casefold(): 1e-3, "nv": 1e-6, "v": 1e3}
-_MV |= {"millivolt": 1.0, "millivolts": 1.0, "microvolt": 1e-3, "microvolts": 1e-3}
+from ecgad.record import LEADS, MV, NotMine, ReadError, Record, canonical, stretches
 
 BLOCK = 2**16  # frames that are summed at a time
 _LARGEST = float(np.finfo(np.float32).max)
@@ -306,7 +303,7 @@ def _calibrated(channels: Sequence[Channel]) -> tuple[dict[int, Channel], list[s
     kept: dict[int, Channel] = {}
     remarks = []
     for i, c in enumerate(channels):
-        name, unit = canonical(c.name), _MV.get((c.unit or "mV").casefold())
+        name, unit = canonical(c.name), MV.get((c.unit or "mV").casefold())
         if fault := _not_in_mv(c, unit):
             if name in LEADS:
                 raise ReadError(f"lead {name} {fault}")

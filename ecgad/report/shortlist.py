@@ -38,7 +38,8 @@ def write_list(out: Path, file: Path, fdr: float) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     with part.open("w", encoding="utf-8", newline="") as lines:
-        table = csv.DictWriter(lines, (*COLUMNS, "q_value"), extrasaction="ignore")
+        names: list[str] = [*COLUMNS, "q_value"]
+        table = csv.DictWriter(lines, names, extrasaction="ignore")
         table.writeheader()
         for first in range(0, of_list, AT_ONCE):
             here = slice(first, min(first + AT_ONCE, of_list))

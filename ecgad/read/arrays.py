@@ -1,0 +1,205 @@
+"""CSV, and NumPy's .npz: files of no ECG format. What one does not say is asked for, not guessed.
+
+CSV   a line of column names: a time, in s or ms, and the leads, each with its unit: "time (s)",
+      "I (mV)" or "V1_uV". The units may stand in a line of their own, as PhysioNet's `rdsamp -c -H
+      -v -ps` writes them. Commas, tabs, or semicolons (decimals may then be 0,5).
+NPZ   np.savez(file, signal=..., rate_hz=500, leads=["I", ...], unit="mV"), signal (leads, time)
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ecgad.record import LEADS, MV, NotMine, ReadError, Record, canonical
+
+FORMATS = "CSV, NumPy's .npz"
+ENDINGS = (".csv", ".npz")
+_SAVE = "np.savez(file, signal=..., rate_hz=500, leads=['I', ...], unit='mV')"
+_NAME = re.compile(r"(.*?)(?:\s*[(\[]([^)\]]+)[)\]]|_([^\W\d]+))")  # and unit: I (mV), I_mV
+_TIMES = ("time", "t", "elapsed time")
+_SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3}
+_NOTHING = ["", "-", "nan", "NaN", "NA", "null"]  # samples that are missing
+_START = 2**14  # bytes, in which the names and units of a table stand
+
+
+class Column(NamedTuple):
+    name: str
+    unit: str  # "" where none is stated
+
+    @property
+    def is_time(self) -> bool:
+        return self.name.casefold().replace("_", " ") in _TIMES
+
+    @property
+    def is_lead(self) -> bool:
+        return canonical(self.name) in LEADS
+
+
+class Head(NamedTuple):
+    columns: tuple[Column, ...]
+    lines: int  # that it takes
+    delimiter: str
+
+
+def read(path: Path) -> Record:
+    """The record in a CSV or .npz. Raises `NotMine` when it is neither by its ending; `ReadError`
+    when the times, a unit or a name is missing, or when times are not evenly spaced."""
+    if path.suffix.lower() == ".npy":
+        raise NotMine(f"a .npy says neither rate, leads nor unit; {_SAVE} does")
+    if path.suffix.lower() not in ENDINGS or not path.is_file():
+        raise NotMine("")
+    source = path.read_bytes()
+    named = {"record_id": path.stem, "path": str(path)}
+    named["source_sha256"] = hashlib.sha256(source).hexdigest()
+    try:
+        return (_table if path.suffix.lower() == ".csv" else _archive)(source, named)
+    except (TypeError, ValueError) as error:  # also what `Record` refuses
+        raise ReadError(f"{path}: {error}") from error
+
+
+def is_one(folder: str, name: str) -> bool:
+    """Whether the file is meant for `read`: a table with a lead or a voltage, not any table."""
+    if not name.lower().endswith(ENDINGS):
+        return False
+    try:
+        with Path(folder, name).open("rb") as file:
+            if name.lower().endswith(".npz"):
+                return "signal.npy" in zipfile.ZipFile(file).namelist()
+            columns = _head(file.read(_START)).columns
+    except zipfile.BadZipFile:  # `read` will say so
+        return True
+    except (OSError, ReadError):
+        return False
+    timed = any(c.is_time for c in columns)
+    return any(c.is_lead or (timed and c.unit.casefold() in MV) for c in columns)
+
+
+def _archive(source: bytes, named: dict[str, str]) -> Record:
+    try:
+        with np.load(io.BytesIO(source), allow_pickle=False) as file:
+            there = {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ReadError(f"not readable as .npz: {error}") from error
+    if missing := [k for k in ("signal", "rate_hz", "leads", "unit") if k not in there]:
+        raise ReadError(f"it holds no {', '.join(missing)}; {_SAVE} does")
+    return Record.from_array(
+        there["signal"], rate_hz=float(there["rate_hz"].item()), unit=str(there["unit"]),
+        leads=[str(lead) for lead in there["leads"].ravel()], format="NumPy", **named,
+    )  # fmt: skip
+
+
+def _table(source: bytes, named: dict[str, str]) -> Record:
+    head = _head(source)
+    time = next((i for i, c in enumerate(head.columns) if c.is_time), None)
+    if time is None:
+        raise ReadError("it has no column of times, such as 'time (s)', which tells its rate")
+    unit = _SECONDS.get(head.columns[time].unit.casefold())
+    if unit is None:
+        said = head.columns[time].unit or "no unit"
+        raise ReadError(f"its times have {said}; s or ms is needed, as in 'time (s)'")
+    leads, remarks = _leads(head.columns, time)
+    values = _values(source, head)
+    rows = [values[i] * MV[head.columns[i].unit.casefold()] for i in leads]
+    return Record.from_array(
+        np.stack(rows), rate_hz=rate_of(values[time] * unit), unit="mV",
+        leads=[head.columns[i].name for i in leads], format="CSV", warnings=remarks, **named,
+    )  # fmt: skip
+
+
+def _leads(columns: tuple[Column, ...], time: int) -> tuple[list[int], tuple[str, ...]]:
+    """The columns that hold a voltage, and what is to be said of the others."""
+    kept, remarks = [], []
+    for i, column in enumerate(columns):
+        if column.unit.casefold() in MV:
+            kept.append(i)
+        elif column.is_lead:
+            said = f"is in {column.unit!r}" if column.unit else "has no unit"
+            raise ReadError(f"lead {column.name} {said}; mV, uV, nV or V is needed, as in 'I (mV)'")
+        elif i != time:
+            remarks.append(f"{column.name} is no voltage: left out")
+    if not kept:
+        raise ReadError("it holds no voltage; a lead's column is named as in 'I (mV)'")
+    return kept, tuple(remarks)
+
+
+def _head(source: bytes) -> Head:
+    """Names and units; the latter perhaps in a second line, which then holds no number."""
+    lines = _text(source[:_START]).split("\n")[:2]
+    delimiter = next((d for d in ";\t" if d in lines[0]), ",")
+    cells = [[cell.strip(" '\r") for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    if not cells or not any(cells[0]):
+        raise ReadError("its first line is empty; the names of the columns are needed")
+    names, below = cells[0], cells[1] if len(cells) > 1 else []
+    if len(below) == len(names) and all(re.fullmatch(r"[^\W\d]+", cell) for cell in below):
+        return Head(tuple(map(Column, names, below)), 2, delimiter)
+    return Head(tuple(map(_named, names)), 1, delimiter)
+
+
+def _named(name: str) -> Column:
+    found = _NAME.fullmatch(name)
+    unit = (found[2] or found[3]).strip() if found else ""
+    known = unit.casefold() in (*MV, *_SECONDS)
+    return Column(found[1].strip(), unit) if found and (known or found[2]) else Column(name, "")
+
+
+def _text(source: bytes) -> str:
+    try:
+        return source.decode("utf-8-sig")
+    except UnicodeDecodeError:  # a µ of an older program
+        return source.decode("latin-1")
+
+
+def _values(source: bytes, head: Head) -> np.ndarray:
+    """(columns, rows) float64, nan where a cell is empty or says that there is nothing."""
+    from pyarrow import ArrowInvalid, csv, float64
+
+    names = [str(i) for i in range(len(head.columns))]
+    try:
+        table = csv.read_csv(
+            io.BytesIO(source),
+            csv.ReadOptions(skip_rows=head.lines, column_names=names, use_threads=False),
+            csv.ParseOptions(delimiter=head.delimiter),
+            csv.ConvertOptions(
+                column_types=dict.fromkeys(names, float64()), null_values=_NOTHING,
+                decimal_point="," if head.delimiter == ";" and _has_decimal_comma(source) else ".",
+            ),
+        )  # fmt: skip
+    except ArrowInvalid as error:
+        raise ReadError(f"not readable as a table of numbers: {error}") from error
+    return np.stack([column.to_numpy() for column in table.columns])
+
+
+def _has_decimal_comma(source: bytes) -> bool:
+    return re.search(rb"\d,\d", source) is not None
+
+
+def rate_of(times: np.ndarray) -> float:
+    """Samples a second, from times (n,) in s that may be rounded: the whole number, if one fits.
+
+    Raises `ReadError` when they are not evenly spaced, or too coarse to tell samples apart.
+    """
+    if len(times) < 2 or not np.isfinite(times).all():
+        raise ReadError(f"its {len(times)} times hold gaps or are too few to tell a rate")
+    steps = np.arange(len(times))
+    slope, start = np.polyfit(steps, times, 1)
+    if slope <= 0:
+        raise ReadError("its times do not grow")
+    off = np.abs(np.diff(times) - slope)
+    if off.max() > slope / 2:
+        raise ReadError(
+            f"its times are not evenly spaced (after {times[off.argmax()]:g} s), or have too few "
+            f"decimals: there is a sample every {slope:.6g} s on average"
+        )
+    whole = round(1 / slope)
+    rounding = np.ptp(times - start - steps * slope)
+    if whole and np.ptp(times - steps / whole) <= 1.1 * rounding + 1e-9:
+        return float(whole)
+    return float(f"{1 / slope:.9g}")

@@ -1,0 +1,227 @@
+"""READ, CSV and .npz: the same samples as from the ECG file, or a word on what is missing."""
+
+import numpy as np
+import pytest
+from test_clinical import LUDB
+
+import ecgad
+from ecgad.read import find, read
+from ecgad.read.arrays import rate_of
+from ecgad.record import LEADS, ReadError, Record
+
+UV = np.array([[1.5, -2.0, 3.25, 0.0], [9.0, 8.0, 7.0, 6.0]])  # leads I and V1, in uV
+
+
+def csv(place, *lines):
+    place.write_text("\n".join(lines) + "\n", "utf-8")
+    return place
+
+
+def table(place, head, rows, form="{:g}", delimiter=","):
+    return csv(place, *head, *(delimiter.join(form.format(v) for v in row) for row in rows))
+
+
+# CSV
+
+
+def two_leads(place, *head, delimiter=",", scale=1.0, comma=False):
+    rows = [[f"{i / 250:.3f}", *(f"{v * scale:g}" for v in UV[:, i])] for i in range(4)]
+    cells = [[c.replace(".", ",") if comma else c for c in row] for row in rows]
+    return csv(place, *head, *(delimiter.join(row) for row in cells))
+
+
+@pytest.mark.parametrize(
+    ("head", "delimiter", "comma"),
+    [
+        (["time (s),I (uV),V1 (µV)"], ",", False),
+        (["Time_s,I_uV,lead V1_microvolts"], ",", False),
+        (["'Elapsed time','I','V1'", "'seconds','uV','uV'"], ",", False),  # PhysioNet's rdsamp
+        (["t [s];i [uV];v1 [uV]"], ";", True),
+        (["t [s];i [uV];v1 [uV]"], ";", False),
+        (['"time (s)"\t"I (uV)"\t"V1 (uV)"'], "\t", False),
+    ],
+)
+def test_a_table_is_read_by_its_names_and_units(tmp_path, head, delimiter, comma):
+    record = read(two_leads(tmp_path / "a.b.csv", *head, delimiter=delimiter, comma=comma))
+    np.testing.assert_array_equal(record.signal, (UV * 1e-3).astype(np.float32))
+    assert (record.leads, record.rate_hz, record.record_id) == (("I", "V1"), 250.0, "a.b")
+    assert record.valid.all()
+    assert record.format == "CSV"
+    assert len(record.source_sha256) == 64
+
+
+def test_a_table_of_windows_with_a_mark_and_an_old_micro_sign_is_read(tmp_path):
+    text = "time (s),I (µV)\r\n0.0,1\r\n0.5,2\r\n"
+    for name, coding in (("a.csv", "utf-8-sig"), ("b.csv", "latin-1")):
+        (tmp_path / name).write_bytes(text.encode(coding))
+        record = read(tmp_path / name)
+        np.testing.assert_allclose(record.signal, [[1e-3, 2e-3]])
+        assert record.rate_hz == 2
+
+
+def test_missing_samples_are_not_valid_and_other_columns_are_left_out(tmp_path):
+    head = "time (ms),V2 (mV),resp (Ohm),note"
+    file = csv(tmp_path / "a.csv", head, "0,1.5,7,", "2,-,7,", "4,,7,", "6,NaN,7,", "8,2,7,")
+    record = read(file)
+    assert record.leads == ("V2",)
+    assert record.valid.tolist() == [[True, False, False, False, True]]
+    assert record.signal.tolist() == [[1.5, 0, 0, 0, 2]]
+    assert record.rate_hz == 500
+    assert record.warnings == ("resp is no voltage: left out", "note is no voltage: left out")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["I (mV),II (mV)", "1,2", "2,3"], "no column of times"),
+        (["time,I (mV)", "0,2", "1,3"], "its times have no unit; s or ms is needed"),
+        (["time (min),I (mV)", "0,2", "1,3"], "its times have min; s or ms is needed"),
+        (["time (s),I", "0,2", "1,3"], "lead I has no unit"),
+        (["time (s),I (Ohm)", "0,2", "1,3"], "lead I is in 'Ohm'"),
+        (["time (s),x (Ohm)", "0,2", "1,3"], "it holds no voltage"),
+        (["time (s),I (mV),I (mV)", "0,2,1", "1,3,1"], "a lead stands twice"),
+        (["time (s),I (mV)", "0,2", "1,three"], "not readable as a table of numbers"),
+        (["time (s),I (mV)", "0,2", "1,3,4"], "not readable as a table of numbers"),
+        (["time (s),I (mV)", "0,2", "1,3", "5,4", "6,1"], "not evenly spaced (after 1 s)"),
+        (["time (s),I (mV)", "0,2", ",3", "2,4"], "hold gaps"),
+        (["time (s),I (mV)", "0,2"], "too few"),
+        (["time (s),I (mV)", "2,2", "1,3"], "do not grow"),
+        (["", "1,2"], "its first line is empty"),
+    ],
+)
+def test_what_a_table_does_not_say_is_refused(tmp_path, lines, words):
+    file = csv(tmp_path / "a.csv", *lines)
+    with pytest.raises(ReadError) as caught:
+        read(file)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(str(file))
+
+
+@pytest.mark.parametrize("rate", [100.0, 128.0, 250.0, 257.0, 360.0, 500.0, 1000.0])
+@pytest.mark.parametrize("decimals", [3, 6, 15])
+def test_rounded_times_tell_a_whole_rate(rate, decimals):
+    times = np.round(3600 + np.arange(int(10 * rate)) / rate, decimals)
+    assert rate_of(times) == rate
+
+
+@pytest.mark.parametrize("rate", [0.5, 99.9, 257.5, 499.75])
+def test_a_rate_that_is_no_whole_number_stays(rate):
+    assert rate_of(np.arange(5000) / rate) == rate
+    assert rate_of(np.round(np.arange(5000) / rate, 3)) == pytest.approx(rate, rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    "times", [np.round(np.arange(5000) / 500, 2), np.delete(np.arange(5000) / 500, 2500)]
+)
+def test_times_that_do_not_tell_samples_apart_or_leave_one_out_are_refused(times):
+    with pytest.raises(ReadError, match="not evenly spaced"):
+        rate_of(times)
+
+
+# .npz
+
+
+def test_an_npz_holds_what_it_was_given(tmp_path):
+    signal = np.vstack([UV, [np.nan, 1, 2, np.inf]]).astype(np.float64)
+    names = ["i", "LEAD V1", "AVR"]
+    np.savez(tmp_path / "a.npz", signal=signal, rate_hz=250, leads=names, unit="uV")
+    record = read(tmp_path / "a.npz")
+    assert record.leads == ("I", "V1", "aVR")
+    assert (record.rate_hz, record.format, record.record_id) == (250.0, "NumPy", "a")
+    np.testing.assert_array_equal(record.signal[:2], (UV * 1e-3).astype(np.float32))
+    assert record.valid[2].tolist() == [False, True, True, False]
+    assert record.signal[2].tolist() == [0, np.float32(1e-3), np.float32(2e-3), 0]
+
+
+FULL = {"signal": UV, "rate_hz": 250, "leads": ["I", "V1"], "unit": "uV"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"unit": None}, "it holds no unit; np.savez"),
+        ({"rate_hz": None, "leads": None}, "it holds no rate_hz, leads; np.savez"),
+        ({"signal": UV.T}, "signal is (4, 2), of 2 leads; (leads, time) is needed: transpose it"),
+        ({"signal": UV[0]}, "signal is (4,), of 2 leads; (leads, time) is needed"),
+        ({"signal": UV[None]}, "signal is (1, 2, 4), of 2 leads"),
+        ({"unit": "counts"}, "unit is 'counts'; mV, uV, nV or V is needed"),
+        ({"rate_hz": [250, 500]}, "size 1"),
+        ({"rate_hz": -1}, "rate_hz is -1"),
+        ({"signal": np.array([["a", "b"], ["c", "d"]])}, "ufunc"),
+        ({"signal": np.array([[None]])}, "allow_pickle=False"),
+    ],
+)
+def test_what_an_npz_does_not_say_is_refused(tmp_path, changed, words):
+    there = {k: v for k, v in (FULL | changed).items() if v is not None}
+    np.savez(tmp_path / "a.npz", **there)
+    with pytest.raises(ReadError) as caught:
+        read(tmp_path / "a.npz")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "a.npz"))
+
+
+def test_an_npy_is_told_how_to_become_an_npz(tmp_path):
+    np.save(tmp_path / "a.npy", UV)
+    with pytest.raises(ReadError, match=r"a \.npy says neither rate, leads nor unit; np\.savez"):
+        read(tmp_path / "a.npy")
+
+
+# among other files
+
+
+def test_a_folder_is_searched_for_tables_of_leads_and_no_others(tmp_path):
+    two_leads(tmp_path / "leads.CSV", "time (s),I (uV),V1 (uV)")
+    csv(tmp_path / "unnamed.csv", "time (s),ecg (mV)", "0,1", "1,2")
+    csv(tmp_path / "no_unit.csv", "time,II", "0,1", "1,2")  # `read` says what is missing
+    csv(tmp_path / "labels.csv", "record,label", "1,NORM")
+    csv(tmp_path / "weights.csv", "time (s),mass (kg)", "0,1")
+    csv(tmp_path / "empty.csv")
+    np.savez(tmp_path / "a.npz", **FULL)
+    np.savez(tmp_path / "features.npz", x=UV)
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    found = [place.name for place in find(tmp_path)]
+    assert found == ["a.npz", "broken.npz", "leads.CSV", "no_unit.csv", "unnamed.csv"]
+    for name in ("broken.npz", "no_unit.csv"):
+        with pytest.raises(ReadError, match=name):
+            read(tmp_path / name)
+
+
+def test_the_same_ecg_gets_the_same_result_from_csv_and_npz(tmp_path):
+    record = read(LUDB)
+    times = np.arange(record.signal.shape[1]) / record.rate_hz
+    head = [",".join(["'Elapsed time'", *(f"'{lead}'" for lead in record.leads)]),
+            ",".join(["'seconds'", *["'mV'"] * 12])]  # fmt: skip
+    table(tmp_path / "a.csv", head, np.vstack([times, record.signal]).T, "{:.9g}")
+    order = [*range(11, -1, -1)]
+    np.savez(
+        tmp_path / "b.npz", signal=record.signal[order] * 1e3, unit="uV",
+        leads=[LEADS[i] for i in order], rate_hz=record.rate_hz,
+    )  # fmt: skip
+    model = ecgad.load()
+    expected = model.score(record)
+    for name in ("a.csv", "b.npz"):
+        other = read(tmp_path / name)
+        rows = [other.leads.index(lead) for lead in record.leads]
+        np.testing.assert_allclose(other.signal[rows], record.signal, rtol=3e-7)
+        result = model.score(other)
+        assert result.score == pytest.approx(expected.score, rel=1e-4)
+        assert result.p_value == expected.p_value
+
+
+# arrays in memory
+
+
+def test_a_record_of_an_array_is_that_of_the_file(tmp_path):
+    np.savez(tmp_path / "a.npz", **FULL)
+    record, made = read(tmp_path / "a.npz"), Record.from_array(**FULL)
+    np.testing.assert_array_equal(made.signal, record.signal)
+    assert (made.leads, made.rate_hz, made.record_id) == (record.leads, record.rate_hz, "array")
+    np.testing.assert_array_equal(UV[0], [1.5, -2, 3.25, 0])  # what was given is not changed
+
+
+def test_integers_and_nested_lists_are_arrays_too():
+    record = Record.from_array([[1, -2], [3, 4]], rate_hz=2, leads=["I", "II"], unit="V")
+    assert record.signal.dtype == np.float32
+    assert record.signal.tolist() == [[1e3, -2e3], [3e3, 4e3]]
+    huge = Record.from_array([[1e300, 1]], rate_hz=2, leads=["I"], unit="V")
+    assert huge.valid.tolist() == [[False, True]]
