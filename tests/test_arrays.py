@@ -37,7 +37,7 @@ def two_leads(place, *head, delimiter=",", scale=1.0, comma=False):
         (["Time_s,I_uV,lead V1_microvolts"], ",", False),
         (["'Elapsed time','I','V1'", "'seconds','uV','uV'"], ",", False),  # PhysioNet's rdsamp
         (["t [s];i [uV];v1 [uV]"], ";", True),
-        (["t [s];i [uV];v1 [uV]"], ";", False),
+        (["elapsed_time [s];i [uV];v1 [uV]"], ";", False),
         (['"time (s)"\t"I (uV)"\t"V1 (uV)"'], "\t", False),
     ],
 )
@@ -77,6 +77,7 @@ def test_missing_samples_are_not_valid_and_other_columns_are_left_out(tmp_path):
         (["time,I (mV)", "0,2", "1,3"], "its times have no unit; s or ms is needed"),
         (["time (min),I (mV)", "0,2", "1,3"], "its times have min; s or ms is needed"),
         (["time (s),I", "0,2", "1,3"], "lead I has no unit"),
+        (["time (s),lead_aVR", "0,2", "1,3"], "lead lead_aVR has no unit"),
         (["time (s),I (Ohm)", "0,2", "1,3"], "lead I is in 'Ohm'"),
         (["time (s),x (Ohm)", "0,2", "1,3"], "it holds no voltage"),
         (["time (s),I (mV),I (mV)", "0,2,1", "1,3,1"], "a lead stands twice"),
@@ -174,6 +175,7 @@ def test_a_folder_is_searched_for_tables_of_leads_and_no_others(tmp_path):
     csv(tmp_path / "unnamed.csv", "time (s),ecg (mV)", "0,1", "1,2")
     csv(tmp_path / "no_unit.csv", "time,II", "0,1", "1,2")  # `read` says what is missing
     csv(tmp_path / "labels.csv", "record,label", "1,NORM")
+    csv(tmp_path / "thresholds.csv", "device,limit (mV)", "1,2")
     csv(tmp_path / "weights.csv", "time (s),mass (kg)", "0,1")
     csv(tmp_path / "empty.csv")
     np.savez(tmp_path / "a.npz", **FULL)

@@ -361,6 +361,15 @@ def test_the_share_flagged_has_its_exact_interval():
     assert found["high"] == pytest.approx(beta.ppf(0.975, 10, 91), rel=1e-9)
 
 
+def test_the_page_says_how_long_a_list_may_be_of_which_few_are_false(tmp_path):
+    rows = [row(i, p=p) for i, p in enumerate([0.0045] * 2 + [0.012] * 3 + [0.5] * 45)]
+    rows += [row(60 + i, **REFUSED) for i in range(50)]  # which do not count
+    made = screening(tmp_path, rows)  # by 50 / rank: 0.11, 0.12, 0.5
+    assert html.facts(made)["lists"] == [(0.05, 0), (0.1, 0), (0.2, 5)]
+    text = html.write_report(made).read_text()
+    assert "at most 10 % are false alarms: <b>0</b> records; at most 20 %" in text
+
+
 def test_a_p_value_of_alpha_itself_counts_among_the_flagged_bars():
     bars = html.histogram(np.array([0.05, 0.01, 0.0501, 1.0]), 0.05)["bars"]
     assert [bar["count"] for bar in bars] == [2, 1, *[0] * 17, 1]

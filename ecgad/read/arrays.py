@@ -134,7 +134,7 @@ def _head(source: bytes) -> Head:
     """Names and units; the latter perhaps in a second line, which then holds no number."""
     lines = _text(source[:_START]).split("\n")[:2]
     delimiter = next((d for d in ";\t" if d in lines[0]), ",")
-    cells = [[cell.strip(" '\r") for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    cells = [[cell.strip(" '") for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
     if not cells or not any(cells[0]):
         raise ReadError("its first line is empty; the names of the columns are needed")
     names, below = cells[0], cells[1] if len(cells) > 1 else []
