@@ -9,7 +9,6 @@ Nothing is ever unpickled, and scoring needs no torch.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ecgad import __version__
 from ecgad.calibrate import Calibration, check_alpha, decide, group_names
+from ecgad.card import read_card, write_card
 from ecgad.export import Run, run_onnx
 from ecgad.hours import in_turn, joined_maps, together
 from ecgad.prepare import image
@@ -80,6 +79,7 @@ class Bundle:
     def sha256(self) -> str:
         """Of the card, which names the weights by their own sums."""
         import hashlib
+        import json
 
         text = json.dumps(self.card, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -278,7 +278,7 @@ def load(
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} is not a bundle: {', '.join(missing)} is not there")
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    card = read_card(folder)
     if (of := image.preparation_of(card)).kind != kind:
         raise ValueError(f"{folder} is a model of {of.words}; needed is one of {kind}")
     for name, key in (("weights.safetensors", "weights_sha256"), ("model.onnx", "onnx_sha256")):
@@ -306,7 +306,7 @@ def load_detector(folder: Path, settings: Mapping[str, Any] | None = None) -> De
 
     from ecgad.methods import build
 
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    card = read_card(folder)
     config, weights = image.tuples(card["config"]), load_file(folder / "weights.safetensors")
     older = ValueError(
         f"{folder} is of {card['created']}, when {card['method']} had other parts than now: "
@@ -358,27 +358,11 @@ def rewrite(folder: Path) -> float:
     file, weights = folder / "card.json", folder / "weights.safetensors"
     if not (file.is_file() and weights.is_file()):
         raise ValueError(f"{folder} is no model folder: {file.name} or {weights.name} is missing")
-    card = json.loads(file.read_text(encoding="utf-8"))
+    card = read_card(folder)
     if card["weights_sha256"] != file_sha256(weights):
         raise ValueError(f"{weights} is not the file that {file} names: copy the folder anew")
     write(card, load_detector(folder), folder)
-    return json.loads(file.read_text(encoding="utf-8"))["onnx_difference"]
-
-
-def write_card(card: dict[str, Any], folder: Path) -> None:
-    text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "card.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(card), encoding="utf-8")
-
-
-def model_card(card: dict[str, Any]) -> str:
-    """The README of a bundle, written from its card."""
-    import jinja2
-
-    template = (Path(__file__).parent / "models" / "card.md.jinja").read_text(encoding="utf-8")
-    return jinja2.Template(template, trim_blocks=True, lstrip_blocks=True).render(
-        card=card, groups={k: len(v) for k, v in card["calibration"].items()}, version=__version__
-    )
+    return read_card(folder)["onnx_difference"]
 
 
 def file_sha256(path: Path) -> str:

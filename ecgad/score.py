@@ -129,7 +129,7 @@ def fit_rule(
 
 
 def _refuse_collapsed(name: str, values: np.ndarray) -> None:
-    if len(values) > 1 and np.ptp(values) <= SAME * np.abs(values).max():
+    if np.ptp(values) <= SAME * np.abs(values).max():
         raise ValueError(
             f"{name!r} is {values[0]:.6g} for all of {len(values)} held-out normals, so the model "
             "tells no record from another; train it for longer, or with another seed or settings"

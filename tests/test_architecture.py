@@ -18,7 +18,7 @@ LAYERS = [  # a module imports from earlier rows, never from its own or a later 
     {"record", "parts"},
     {"read", "prepare", "methods"},
     {"benchmarks"},
-    {"score", "calibrate", "drift", "train", "flops", "metrics", "ranges", "export"},
+    {"score", "calibrate", "drift", "train", "flops", "metrics", "ranges", "export", "card"},
     {"hours"},
     {"bundle"},
     {"recalibrate"},

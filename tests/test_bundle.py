@@ -16,7 +16,8 @@ from archive import TINY, tiny_model
 from safetensors.torch import load_file, save_file
 
 from ecgad import load, train
-from ecgad.bundle import CROWD, Bundle, file_sha256, load_detector, write_card
+from ecgad.bundle import CROWD, Bundle, file_sha256, load_detector, rewrite
+from ecgad.card import write_card
 from ecgad.export import disagreement, export_onnx, run_onnx
 from ecgad.learn import Normals, Pretraining, calibrate, damage_probe, data_fingerprint, learn
 from ecgad.methods import build
@@ -77,6 +78,15 @@ def test_weights_that_are_not_the_cards_are_refused(folder: Path, tmp_path: Path
 def test_a_folder_that_is_no_bundle_says_what_is_missing(tmp_path: Path):
     with pytest.raises(ValueError, match=r"card\.json, weights\.safetensors, model\.onnx"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\udcff"])
+def test_a_damaged_card_is_told_with_its_file(folder: Path, tmp_path: Path, text: str):
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m/card.json").write_text(text, "utf-8", errors="surrogateescape")
+    for use in (load, load_detector, rewrite):
+        with pytest.raises(ValueError, match=f"{tmp_path}/m/card.json .* copy the folder anew"):
+            use(tmp_path / "m")
 
 
 def test_a_card_of_another_schema_is_refused(folder: Path):

@@ -20,7 +20,8 @@ import pytest
 from archive import write_record
 
 from ecgad.__main__ import main
-from ecgad.bundle import SHIPPED, load, write_card
+from ecgad.bundle import SHIPPED, load
+from ecgad.card import write_card
 from ecgad.screen import folder, screen
 from ecgad.screen.merge import merge
 

@@ -24,7 +24,8 @@ from archive import tiny_model, write_archive, write_record
 from bench_kills import killed_at
 
 from ecgad import ReadError, load, read
-from ecgad.bundle import Bundle, write_card
+from ecgad.bundle import Bundle
+from ecgad.card import write_card
 from ecgad.read import find
 from ecgad.report.html import manifest_head
 from ecgad.screen import NothingToScore, folder, schema, screen, take_shard

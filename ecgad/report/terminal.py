@@ -63,8 +63,9 @@ def summary_lines(counts: Mapping[str, int]) -> str:
     '9 records in: 6 scored (3 flagged), 2 not assessable, 1 failed'
     """
     flagged = f" ({counts['flagged']:,} flagged)" if "flagged" in counts else ""
+    plural = "s" * (counts["in"] != 1)
     return (
-        f"{counts['in']:,} records in: {counts['scored']:,} scored{flagged}, "
+        f"{counts['in']:,} record{plural} in: {counts['scored']:,} scored{flagged}, "
         f"{counts['not assessable']:,} not assessable, {counts['failed']:,} failed"
     )
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ecgad.bundle import Bundle, write_card
+from ecgad.bundle import Bundle
 from ecgad.calibrate import p_values
+from ecgad.card import write_card
 from ecgad.recalibrate import fingerprint, readable, recalibrated
 
 if TYPE_CHECKING:
