@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +32,7 @@ FLAGGED, NOT_FLAGGED, NOT_ASSESSABLE = "flagged", "not flagged", "not assessable
 _CANONICAL = {lead.upper(): lead for lead in LEADS} | {"MLI": "I", "MLII": "II", "MLIII": "III"}
 
 
+@lru_cache
 def canonical(name: str) -> str:
     """The standard spelling of a lead's name; a name that is not standard comes back as it is.
 

@@ -196,6 +196,32 @@ def test_a_channel_that_is_no_voltage_is_left_out_and_named(tmp_path: Path) -> N
     assert "airflow is in 'l/min'" in record.warnings[0]
 
 
+GAINS = st.sampled_from([200, 1000, 4.88, 1e-3, 0.5, 204.7, 3276.75, 16777217, 1e-40, -100])
+BASELINES = st.sampled_from([0, 1, -1024, 32768, 2**22, 2**22 + 1, 2**30 + 1])
+
+
+@given(
+    st.lists(st.tuples(GAINS, BASELINES), min_size=2, max_size=4), st.integers(0, 4), st.booleans()
+)
+@settings(max_examples=80, deadline=None)
+def test_mv_is_counts_less_baseline_by_gain_rounded_once(tmp_path_factory, lines, airflow, gap):
+    counts = np.random.default_rng(len(lines)).integers(-32767, 32768, (len(lines), 300))
+    counts[-1, 7] = -32768 if gap else 32767  # the lowest is no sample
+    place = write(tmp_path_factory.mktemp("r"), counts)
+    kinds = ["flow", "l"], ["V", "mV"]  # a channel of another unit is left out
+    told = [(*line, *kinds[i != airflow]) for i, line in enumerate(lines)]
+    text = [f"r.dat 16 {g:.9g}({b})/{unit} 16 0 0 0 0 {name}{i + 1}"
+            for i, (g, b, name, unit) in enumerate(told)]  # fmt: skip
+    place.write_text("\n".join([f"r {len(lines)} 500 300", *text]) + "\n")
+    record = read(place)
+    with np.errstate(over="ignore"):
+        mv = np.array([(x - b) / g for x, (g, b) in zip(counts, lines, strict=True)], np.float32)
+    mv[counts == -32768] = np.nan
+    kept = mv[np.arange(len(lines)) != airflow]
+    np.testing.assert_array_equal(record.valid, np.isfinite(kept))
+    np.testing.assert_array_equal(record.signal, np.where(np.isfinite(kept), kept, 0))
+
+
 # Missing samples
 
 
