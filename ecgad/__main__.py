@@ -179,8 +179,9 @@ def train(
             report=lambda progress: tell(progress_line(progress)),
         )  # fmt: skip
     if not quiet:
-        hint = f"; try: ecgad screen PATH -o results --model {out}"
-        _print(f"{bundle.id} is in {out}{'' if bundle.preparation.kind == 'images' else hint}")
+        from ecgad.report.terminal import trained_lines
+
+        _print(*trained_lines(bundle, out))
     return OK
 
 

@@ -276,6 +276,7 @@ def test_train_leaves_a_model_that_screens_and_no_checkpoint(run, ecg, tmp_path)
     bundle = load(tmp_path / "m")
     assert code == 0
     assert f"mine is in {tmp_path / 'm'}" in out
+    assert f"damaged copies: AUROC {bundle.card['damage_auroc']:.2f}" in out
     assert (bundle.id, bundle.card["data"]["records"]) == ("mine", 99)
     assert (bundle.card["config"]["width"], bundle.card["budget"]["steps"]) == (8, 2)
     assert not list((tmp_path / "m").glob("*checkpoint*"))

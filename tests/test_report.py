@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -470,6 +471,25 @@ def test_a_records_name_is_never_read_as_markup():
     assert name in printed(
         terminal.result_panel(result(record(np.zeros((12, 50)), record_id=name)))
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "auroc", "said"),
+    [
+        ("signals", 0.763, ["copies: AUROC 0.76"]),
+        ("signals", 0.55, ["copies: AUROC 0.55, little more than chance"]),
+        ("signals", None, []),
+        ("images", None, []),
+    ],
+)
+def test_after_training_known_damage_tells_what_the_model_is_worth(kind, auroc, said):
+    bundle = SimpleNamespace(
+        id="mine", card={"damage_auroc": auroc}, preparation=SimpleNamespace(kind=kind)
+    )
+    first, *others = terminal.trained_lines(bundle, Path("m"))  # type: ignore[arg-type]
+    assert first.startswith("mine is in m")
+    assert ("--model m" in first) == (kind == "signals")
+    assert [line[line.index("copies:") :] for line in others] == said
 
 
 def test_a_result_in_the_terminal_says_what_its_p_value_promises():

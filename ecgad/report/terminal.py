@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from ecgad.bundle import Bundle
     from ecgad.flops import Cost
     from ecgad.methods import Description
 
+LITTLE = 0.6  # AUROC of damage: a coin has 0.5, the shipped model 0.76
 BAR = 24  # characters of the longest bar
 EXTRA: dict[str, str] = dict.fromkeys(("torch", "fvcore", "einops", "onnx", "onnxscript"), "train")
 EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a package
@@ -68,6 +70,17 @@ def summary_lines(counts: Mapping[str, int]) -> str:
         f"{counts['in']:,} record{plural} in: {counts['scored']:,} scored{flagged}, "
         f"{counts['not assessable']:,} not assessable, {counts['failed']:,} failed"
     )
+
+
+def trained_lines(bundle: Bundle, folder: Path) -> list[str]:
+    """Where a trained model is, what known damage says of it, and what to do with it."""
+    if bundle.preparation.kind == "images":
+        return [f"{bundle.id} is in {folder}"]
+    lines = [f"{bundle.id} is in {folder}; try: ecgad screen PATH -o results --model {folder}"]
+    if (auroc := bundle.card["damage_auroc"]) is not None:
+        doubt = ", little more than chance" if auroc < LITTLE else ""
+        lines.append(f"held-out normals against damaged copies: AUROC {auroc:.2f}{doubt}")
+    return lines
 
 
 def result_panel(result: Result) -> Panel:
