@@ -272,7 +272,8 @@ def normals(sets: Sets, preparation: AnyPreparation) -> Normals:
     ]
     twelve = isinstance(preparation, Preparation) and len(preparation.leads) == 12
     probe = [c.record for c in sets.held_out if c.mv] if twelve else []
-    return Normals(parts[0], parts[1], parts[2], probe=probe, card=sets.card)
+    alone = [(p,) for p in parts[2]]
+    return Normals(parts[0], parts[1], alone, probe=probe, card=sets.card)
 
 
 @lru_cache(maxsize=4)  # of a benchmark's parts: every method and seed begins with them

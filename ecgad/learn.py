@@ -37,11 +37,14 @@ SMOOTH_S = 0.03  # deviation of the Gaussian for intervals: 15 samples at 500 Hz
 
 @dataclass(frozen=True, eq=False)
 class Normals:
-    """What a model learns from: prepared records (or images) of normals, no patient in two sets."""
+    """What a model learns from: prepared records (or images) of normals, no patient in two sets.
+
+    A recording of more than an hour is prepared by the hour.
+    """
 
     train: Sequence[AnyPrepared]
     held_out: Sequence[AnyPrepared]
-    calibration: Sequence[AnyPrepared]
+    calibration: Sequence[Sequence[AnyPrepared]]  # the hours of each record, which has one score
     probe: Sequence[Record] = ()  # held-out records in mV, to put damage into
     card: Mapping[str, Any] = field(default_factory=dict)  # sources, counts, licences
 
@@ -78,7 +81,7 @@ def train(
     if method == "mmae":  # 0.1 s; its own default is for 4800 samples
         settings = {"segment": (round(0.1 * preparation.rate_hz),)} | dict(settings or {})
     records = list(records)
-    kept = [(r, p) for r in records if (p := usable(r, preparation)) is not None]
+    kept = [(r, hours) for r in records if (hours := usable(r, preparation))]
     if len(kept) < 20:
         raise ValueError(
             f"{len(kept)} of {len(records)} records can be judged; training needs at least 20, "
@@ -87,8 +90,8 @@ def train(
     order = np.random.default_rng(seed).permutation(len(kept))
     calibration, held_out, rest = np.split(order, [len(order) // 5, 3 * len(order) // 10])
     normals = Normals(
-        train=[kept[i][1] for i in rest],
-        held_out=[kept[i][1] for i in held_out],
+        train=[hour for i in rest for hour in kept[i][1]],
+        held_out=[hour for i in held_out for hour in kept[i][1]],
         calibration=[kept[i][1] for i in calibration],
         probe=[kept[i][0] for i in held_out],
         card={"records": len(kept), "left_out": len(records) - len(kept), "licence": "unknown"},
@@ -198,9 +201,9 @@ def calibrate(
     maps, wholes = [m for m, _ in found], [w for _, w in found]
     rule = fit_rule(maps, valids, wholes, whole, use, smooth, soft)
     if isinstance(preparation, ImagePreparation):
-        scores = [calibration_score(run, p, whole, rule) for p in normals.calibration]
+        scores = [calibration_score(run, one, whole, rule) for one in normals.calibration]
         return rule, {preparation.group: scores}
-    records = [p for p in normals.calibration if isinstance(p, Prepared)]
+    records = [[p for p in one if isinstance(p, Prepared)] for one in normals.calibration]
     return rule, calibration_scores(run, records, preparation, whole, rule, seed)
 
 
@@ -317,5 +320,5 @@ def data_fingerprint(normals: Normals) -> str:
     Not of prepared samples, whose last bits differ between machines; only a record that does not
     know what it was read from is taken by those.
     """
-    every = (*normals.train, *normals.held_out, *normals.calibration)
+    every = (*normals.train, *normals.held_out, *(p for one in normals.calibration for p in one))
     return fingerprint(p.source or hashlib.sha256(p.windows.tobytes()).hexdigest() for p in every)

@@ -36,7 +36,7 @@ def recalibrated(bundle: Bundle, records: Iterable[Record]) -> Bundle:
     card. Raises `ValueError` when fewer than 19 are left.
     """
     given = [(record.source_sha256, usable(record, bundle.signals)) for record in records]
-    taken = [prepared for _, prepared in given if prepared is not None]
+    taken = [hours for _, hours in given if hours]
     if len(taken) < FEWEST:
         raise ValueError(
             f"{len(taken)} of {len(given)} records to calibrate with can be judged on all leads; "
@@ -71,8 +71,12 @@ def readable(
             tell(f"left out: {error}")
 
 
-def usable(record: Record, preparation: Preparation) -> Prepared | None:
-    """The record as the model sees it, if it can be judged on all leads."""
+def usable(record: Record, preparation: Preparation) -> tuple[Prepared, ...]:
+    """The record as the model sees it, in its hours: those that can be judged on all leads."""
+    return tuple(p for hour in record.hours() if (p := _usable(hour, preparation)) is not None)
+
+
+def _usable(record: Record, preparation: Preparation) -> Prepared | None:
     assessment = assess(record)
     if assessment.quality.grade == "reject":
         return None
@@ -85,13 +89,13 @@ def usable(record: Record, preparation: Preparation) -> Prepared | None:
 
 def calibration_scores(
     run: Run,
-    normals: Sequence[Prepared],
+    normals: Sequence[Sequence[Prepared]],
     preparation: Preparation,
     whole: tuple[str, ...],
     rule: Rule,
     seed: int,
 ) -> dict[str, list[float]]:
-    """The scores of `normals` by `group_names`.
+    """The scores of `normals`, each of them the hours of one record, by `group_names`.
 
     Each record is scored again without each lead and each two, and once without as many as a group
     by number lacks, drawn by chance. Leads that `prepare` derives when they are lost stay, as long
@@ -102,24 +106,31 @@ def calibration_scores(
     own = [i for i, lead in enumerate(leads) if lead not in derived]
     groups: dict[str, list[float]] = {}
 
-    def add(name: str, prepared: Prepared, lost: Sequence[int]) -> None:
-        found = calibration_score(run, _blank(prepared, lost), whole, rule)
+    def add(name: str, hours: Sequence[Prepared], lost: Sequence[int]) -> None:
+        found = calibration_score(run, [_blank(hour, lost) for hour in hours], whole, rule)
         groups.setdefault(name, []).append(found)
 
     for missing in range(len(leads) - preparation.min_leads + 1):
         pool = own if missing <= len(own) else range(len(leads))
-        for prepared in normals:
+        for hours in normals:
             for lost in combinations(own, missing) if missing <= NAMED else ():
-                add(group_names(lost, leads)[0], prepared, lost)
+                add(group_names(lost, leads)[0], hours, lost)
             if missing:
                 lost = rng.permutation(pool)[:missing].tolist()
-                add(group_names(lost, leads)[-1], prepared, lost)
+                add(group_names(lost, leads)[-1], hours, lost)
     return groups
 
 
-def calibration_score(run: Run, prepared: AnyPrepared, whole: tuple[str, ...], rule: Rule) -> float:
-    map, w = evidence(run, prepared)
-    return score(features(map, row_validity(prepared.valid, len(map)), w, whole), rule)
+def calibration_score(
+    run: Run, hours: Sequence[AnyPrepared], whole: tuple[str, ...], rule: Rule
+) -> float:
+    """As a record's hours are scored: the mean of their scores, by their lengths."""
+    scores = []
+    for prepared in hours:
+        map, w = evidence(run, prepared)
+        valid = row_validity(prepared.valid, len(map))
+        scores.append(score(features(map, valid, w, whole), rule))
+    return float(np.average(scores, weights=[prepared.valid.shape[-1] for prepared in hours]))
 
 
 def fingerprint(sources: Iterable[str]) -> str:

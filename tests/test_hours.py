@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from archive import tiny_model
 
-from ecgad import load, read
+from ecgad import load, read, train
 from ecgad import record as ecgad_record
 from ecgad.bundle import Bundle
 from ecgad.hours import joined_maps
 from ecgad.read import read_hours, wfdb
+from ecgad.recalibrate import recalibrated
 from ecgad.record import LEADS, NOT_ASSESSABLE, ReadError, Record, stretches
 from ecgad.report.page import look
 from ecgad.screen import score_file
@@ -209,3 +210,44 @@ def test_maps_of_hours_stand_one_after_the_other(hour, ecg, model):
     assert joined.shape == (12, 9500)
     assert np.isnan(joined[:, 4800:7200]).all()
     np.testing.assert_array_equal(joined[:, 7200:], hours[3].map)
+
+
+# What long recordings are compared with
+
+
+def recordings(ecg: Ecg) -> list[Record]:
+    """Some longer than an "hour", one with an hour that cannot be judged."""
+    lengths = [61, 75, 95, 47, 30] * 5
+    found = [
+        Record(mv[:, : 100 * s], 100.0, LEADS, np.ones((12, 100 * s), bool), f"r{i}")
+        for i, (mv, s) in enumerate(zip(ecg(len(lengths), seed=9, t=9500), lengths, strict=True))
+    ]
+    found[2].valid[:, 2300:4800] = False  # its second of four
+    return found
+
+
+@pytest.mark.usefixtures("hour")
+def test_a_sites_long_recordings_are_scored_for_calibration_as_they_are_when_screened(model, ecg):
+    given = recordings(ecg)
+    site = recalibrated(model, given)
+    scores = [model.score(record).score for record in given]
+    np.testing.assert_allclose(site.calibration.groups["12 of 12 leads"], np.sort(scores))
+    assert site.card["recalibrated"]["records"] == len(given)
+    v1 = [dataclasses.replace(r, valid=r.valid & (np.arange(12) != 6)[:, None]) for r in given]
+    lost = [model.score(record).score for record in v1]
+    found = site.calibration.groups["11 of 12 leads, without V1"]
+    np.testing.assert_allclose(found, np.sort(lost), rtol=1e-4)
+
+
+@pytest.mark.usefixtures("hour")
+def test_training_takes_long_recordings_by_the_hour_and_each_as_one_for_calibration(ecg):
+    given = recordings(ecg)
+    trained = train("pca", given, seed=1)
+    scores = [trained.score(record, alpha=0.5).score for record in given]
+    found, data = np.array(trained.card["calibration"]["12 of 12 leads"]), trained.card["data"]
+    assert len(found) == data["calibration_records"] == len(given) // 5
+    apart = abs(np.subtract.outer(found, scores))
+    np.testing.assert_allclose(apart.min(axis=1), 0, atol=1e-5)
+    hours = np.array([2, 3, 4, 2, 1] * 5) - (np.arange(25) == 2)
+    others = np.delete(hours, apart.argmin(axis=1))
+    assert data["train_records"] + data["held_out_records"] == others.sum()
