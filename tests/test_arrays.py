@@ -1,5 +1,7 @@
 """READ, CSV and .npz: the same samples as from the ECG file, or a word on what is missing."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from test_clinical import LUDB
@@ -61,7 +63,7 @@ def test_a_table_of_windows_with_a_mark_and_an_old_micro_sign_is_read(tmp_path):
 
 def test_missing_samples_are_not_valid_and_other_columns_are_left_out(tmp_path):
     head = "time (ms),V2 (mV),resp (Ohm),note"
-    file = csv(tmp_path / "a.csv", head, "0,1.5,7,", "2,-,7,", "4,,7,", "6,NaN,7,", "8,2,7,")
+    file = csv(tmp_path / "a.csv", head, "0,1.5,7,begins", "2,-,7,", "4,,7,", "6,NaN,7,", "8,2,7,")
     record = read(file)
     assert record.leads == ("V2",)
     assert record.valid.tolist() == [[True, False, False, False, True]]
@@ -165,6 +167,19 @@ def test_an_npy_is_told_how_to_become_an_npz(tmp_path):
     np.save(tmp_path / "a.npy", UV)
     with pytest.raises(ReadError, match=r"a \.npy says neither rate, leads nor unit; np\.savez"):
         read(tmp_path / "a.npy")
+
+
+def test_whatever_is_wrong_with_an_npz_is_told_as_that(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", **FULL)
+    whole, rng = (tmp_path / "a.npz").read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        broken = bytearray(whole)
+        for place in rng.integers(len(whole), size=3):
+            broken[place] = rng.integers(256)
+        (tmp_path / "b.npz").write_bytes(broken[: rng.integers(1, len(whole) + 200)])
+        with contextlib.suppress(ReadError):
+            read(tmp_path / "b.npz")
+        find(tmp_path)
 
 
 # among other files

@@ -74,10 +74,10 @@ def is_one(folder: str, name: str) -> bool:
             if name.lower().endswith(".npz"):
                 return "signal.npy" in zipfile.ZipFile(file).namelist()
             columns = _head(file.read(_START)).columns
-    except zipfile.BadZipFile:  # `read` will say so
-        return True
-    except (OSError, ReadError):
+    except ReadError:
         return False
+    except Exception:  # damaged, or not to be opened: `read` will say so
+        return True
     timed = any(c.is_time for c in columns)
     return any(c.is_lead or (timed and c.unit.casefold() in MV) for c in columns)
 
@@ -86,7 +86,7 @@ def _archive(source: bytes, named: dict[str, str]) -> Record:
     try:
         with np.load(io.BytesIO(source), allow_pickle=False) as file:
             there = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy's, zipfile's, zlib's: of many kinds
         raise ReadError(f"not readable as .npz: {error}") from error
     if missing := [k for k in ("signal", "rate_hz", "leads", "unit") if k not in there]:
         raise ReadError(f"it holds no {', '.join(missing)}; {_SAVE} does")
@@ -106,10 +106,11 @@ def _table(source: bytes, named: dict[str, str]) -> Record:
         said = head.columns[time].unit or "no unit"
         raise ReadError(f"its times have {said}; s or ms is needed, as in 'time (s)'")
     leads, remarks = _leads(head.columns, time)
-    values = _values(source, head)
-    rows = [values[i] * MV[head.columns[i].unit.casefold()] for i in leads]
+    times, *values = _values(source, head, [time, *leads])
+    factors = [MV[head.columns[i].unit.casefold()] for i in leads]
     return Record.from_array(
-        np.stack(rows), rate_hz=rate_of(values[time] * unit), unit="mV",
+        np.stack([x * mv for x, mv in zip(values, factors, strict=True)]),
+        rate_hz=rate_of(times * unit), unit="mV",
         leads=[head.columns[i].name for i in leads], format="CSV", warnings=remarks, **named,
     )  # fmt: skip
 
@@ -157,11 +158,12 @@ def _text(source: bytes) -> str:
         return source.decode("latin-1")
 
 
-def _values(source: bytes, head: Head) -> np.ndarray:
-    """(columns, rows) float64, nan where a cell is empty or says that there is nothing."""
+def _values(source: bytes, head: Head, wanted: list[int]) -> list[np.ndarray]:
+    """The `wanted` columns, float64 (rows,), nan where a cell is empty or says there is nothing."""
     from pyarrow import ArrowInvalid, csv, float64
 
     names = [str(i) for i in range(len(head.columns))]
+    comma = head.delimiter == ";" and _has_decimal_comma(source)
     try:
         table = csv.read_csv(
             io.BytesIO(source),
@@ -169,12 +171,12 @@ def _values(source: bytes, head: Head) -> np.ndarray:
             csv.ParseOptions(delimiter=head.delimiter),
             csv.ConvertOptions(
                 column_types=dict.fromkeys(names, float64()), null_values=_NOTHING,
-                decimal_point="," if head.delimiter == ";" and _has_decimal_comma(source) else ".",
+                decimal_point="," if comma else ".", include_columns=[names[i] for i in wanted],
             ),
         )  # fmt: skip
     except ArrowInvalid as error:
         raise ReadError(f"not readable as a table of numbers: {error}") from error
-    return np.stack([column.to_numpy() for column in table.columns])
+    return [column.to_numpy() for column in table.columns]
 
 
 def _has_decimal_comma(source: bytes) -> bool:
@@ -188,8 +190,8 @@ def rate_of(times: np.ndarray) -> float:
     """
     if len(times) < 2 or not np.isfinite(times).all():
         raise ReadError(f"its {len(times)} times hold gaps or are too few to tell a rate")
-    steps = np.arange(len(times))
-    slope, start = np.polyfit(steps, times, 1)
+    steps = np.arange(len(times)) - (len(times) - 1) / 2
+    slope = steps @ (times - times.mean()) / (steps @ steps)  # least squares
     if slope <= 0:
         raise ReadError("its times do not grow")
     off = np.abs(np.diff(times) - slope)
@@ -199,7 +201,7 @@ def rate_of(times: np.ndarray) -> float:
             f"decimals: there is a sample every {slope:.6g} s on average"
         )
     whole = round(1 / slope)
-    rounding = np.ptp(times - start - steps * slope)
+    rounding = np.ptp(times - steps * slope)
     if whole and np.ptp(times - steps / whole) <= 1.1 * rounding + 1e-9:
         return float(whole)
     return float(f"{1 / slope:.9g}")
