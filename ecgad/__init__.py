@@ -3,7 +3,7 @@
 file --read--> Record --prepare--> array --method--> Evidence
      --score--> number --calibrate--> p-value, decision --report--> what a clinician reads
 
-record = ecgad.read("ecg.hea")        # Record: mV, leads by name
+record = ecgad.read("ecg.hea")        # Record: mV, leads by name; of an array: Record.from_array
 result = ecgad.load().score(record)   # Result: score, p_value, decision, intervals, map
 table = ecgad.screen("archive/", out="results/")
 model = ecgad.train("mmae", records, seed=0)
