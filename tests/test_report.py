@@ -477,7 +477,8 @@ def test_a_records_name_is_never_read_as_markup():
     ("kind", "auroc", "said"),
     [
         ("signals", 0.763, ["copies: AUROC 0.76"]),
-        ("signals", 0.55, ["copies: AUROC 0.55, little more than chance"]),
+        ("signals", 0.55, ["copies: AUROC 0.55, little above chance"]),
+        ("signals", 0.33, ["copies: AUROC 0.33, below chance"]),
         ("signals", None, []),
         ("images", None, []),
     ],

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ecgad.flops import Cost
     from ecgad.methods import Description
 
-LITTLE = 0.6  # AUROC of damage: a coin has 0.5, the shipped model 0.76
+CHANCE, LITTLE = 0.5, 0.6  # AUROC of damage; the shipped model's is 0.76
 BAR = 24  # characters of the longest bar
 EXTRA: dict[str, str] = dict.fromkeys(("torch", "fvcore", "einops", "onnx", "onnxscript"), "train")
 EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a package
@@ -78,7 +78,8 @@ def trained_lines(bundle: Bundle, folder: Path) -> list[str]:
         return [f"{bundle.id} is in {folder}"]
     lines = [f"{bundle.id} is in {folder}; try: ecgad screen PATH -o results --model {folder}"]
     if (auroc := bundle.card["damage_auroc"]) is not None:
-        doubt = ", little more than chance" if auroc < LITTLE else ""
+        chance = ", below chance" if auroc < CHANCE else ", little above chance"
+        doubt = chance if auroc < LITTLE else ""
         lines.append(f"held-out normals against damaged copies: AUROC {auroc:.2f}{doubt}")
     return lines
 
