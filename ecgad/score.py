@@ -98,16 +98,15 @@ def fit_rule(
     """The rule that held-out normals give: maps (m, *grid), validity, `whole`, feature names.
 
     `smooth` is the deviation, in samples, of the Gaussian that intervals are found with. Raises
-    `ValueError` for an unknown name, and when a feature in `use` is the same for all records: what
-    has collapsed to one number would otherwise be scored by its rounding errors.
+    `ValueError` for an unknown name, and when all features in `use` are the same for all records: a
+    model that has collapsed would otherwise be scored by its rounding errors.
     """
     unknown = set(use) - set(feature_names(names))
     if unknown or not use:
         raise ValueError(f"features {sorted(unknown)}; known are {', '.join(feature_names(names))}")
     rows = [features(m, v, w, names) for m, v, w in zip(maps, valids, wholes, strict=True)]
     table = {name: np.array([row[name] for row in rows]) for name in feature_names(names)}
-    for name in use:
-        _refuse_collapsed(name, table[name])
+    _refuse_collapsed({name: table[name] for name in use})
     log = tuple(name for name, values in table.items() if values.min() > 0)
     table |= {name: np.log(table[name]) for name in log}
     leads = np.array([_row_means(m, v) for m, v in zip(maps, valids, strict=True)])
@@ -128,11 +127,14 @@ def fit_rule(
     )
 
 
-def _refuse_collapsed(name: str, values: np.ndarray) -> None:
-    if np.ptp(values) <= SAME * np.abs(values).max():
+def _refuse_collapsed(table: dict[str, np.ndarray]) -> None:
+    """One feature may be the same for all, such as a rhythm that settings leave out."""
+    if all(np.ptp(values) <= SAME * np.abs(values).max() for values in table.values()):
+        said = ", ".join(f"{name} {values[0]:.6g}" for name, values in table.items())
         raise ValueError(
-            f"{name!r} is {values[0]:.6g} for all of {len(values)} held-out normals, so the model "
-            "tells no record from another; train it for longer, or with another seed or settings"
+            f"all of {len(next(iter(table.values())))} held-out normals get the same ({said}), so "
+            "the model tells no record from another: train it for longer, or with another seed or "
+            "settings"
         )
 
 

