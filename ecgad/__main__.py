@@ -43,6 +43,8 @@ Model = Annotated[str | None, Parameter(help="Folder of a trained model; else th
 Out = Annotated[Path, Parameter(name=("--out", "-o"))]
 Alpha = Annotated[float, Parameter(help="False-alarm rate that records are flagged at.")]
 Json = Annotated[bool, Parameter(name="--json", help="For machines.")]
+Unit = Annotated[str | None, Parameter(help="Of CSV and .npz that state none: mV, uV, nV or V.")]
+Rate = Annotated[float | None, Parameter(help="Of CSV and .npz that state none.")]
 Quiet = Annotated[bool, Parameter(help="Nothing but errors.")]
 Settings = Annotated[list[str] | None, Parameter(name="--set", help="A field of it: width=32.")]
 
@@ -59,6 +61,8 @@ def screen(
     shard: str | None = None,
     engine: str = "local",
     recalibrate: str | None = None,
+    unit: Unit = None,
+    rate_hz: Rate = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -80,7 +84,7 @@ def screen(
 
     top = run(
         paths, out, model=model, alpha=alpha, workers=workers, shard=shard, engine=engine,
-        recalibrate=recalibrate, quiet=quiet, only_top=True,
+        recalibrate=recalibrate, unit=unit, rate_hz=rate_hz, quiet=quiet, only_top=True,
     )  # fmt: skip
     found, report = manifest_head(out)["counts"], out / "report.html"
     if as_json:
@@ -97,6 +101,8 @@ def score(
     *,
     model: Model = None,
     alpha: Alpha = 0.05,
+    unit: Unit = None,
+    rate_hz: Rate = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -106,13 +112,12 @@ def score(
         records: The records: a .hea or a signal file beside it, or a file of another format.
     """
     from ecgad import load
-    from ecgad.read import find
+    from ecgad.read import Stated
     from ecgad.report.terminal import result_panel
-    from ecgad.screen import score_file
+    from ecgad.screen import score_each
 
-    bundle, scored = load(model), 0
-    for place in find(records):
-        row, result = score_file(str(place), bundle, alpha)
+    stated, scored = Stated(unit, rate_hz).checked(), 0
+    for row, result in score_each(records, load(model), alpha, stated):
         scored += row["score"] is not None
         if as_json:
             _print_json(row, indent=None)
@@ -137,6 +142,8 @@ def train(
     steps: WholeOrNone = None,
     root: Annotated[Path | None, Parameter(name="--data")] = None,
     name: str | None = None,
+    unit: Unit = None,
+    rate_hz: Rate = None,
     quiet: Quiet = False,
 ) -> int:
     """Train a method on records taken as normal, and calibrate it on a fifth of them.
@@ -158,6 +165,7 @@ def train(
     from ecgad.evaluate import load_sets, progress_line, trained
     from ecgad.learn import train_into
     from ecgad.methods import as_settings
+    from ecgad.read import Stated
     from ecgad.recalibrate import readable
     from ecgad.train import Budget
 
@@ -174,9 +182,9 @@ def train(
         if (out / "checkpoint.pt").exists():
             tell(f"carrying on from {out / 'checkpoint.pt'}")
         bundle = train_into(
-            out, method, readable(data, tell), id=name, seed=seed, settings=chosen, device=device,
-            budget=Budget(steps=Budget.steps if steps is None else steps),
-            report=lambda progress: tell(progress_line(progress)),
+            out, method, readable(data, tell, Stated(unit, rate_hz).checked()), id=name, seed=seed,
+            settings=chosen, budget=Budget(steps=Budget.steps if steps is None else steps),
+            device=device, report=lambda progress: tell(progress_line(progress)),
         )  # fmt: skip
     if not quiet:
         from ecgad.report.terminal import trained_lines
@@ -233,18 +241,11 @@ def flops(
         methods: Some of `ecgad methods`; if absent, all whose defaults fit such a record.
         like: Size of a record: leads x samples, or channels x height x width.
     """
-    from ecgad.flops import MCF, count
-    from ecgad.methods import as_settings, as_shape, build, names
+    from ecgad.flops import MCF, costs_of
+    from ecgad.methods import as_settings, as_shape
     from ecgad.report.terminal import cost_table
 
-    shape, fields, costs = as_shape(like), as_settings(settings), []
-    for name in methods or names():
-        try:
-            costs.append(count(build(name, shape, fields)))
-        except (TypeError, ValueError) as error:
-            if methods:
-                raise
-            _say(f"left out: {name}: {error}")
+    costs = costs_of(methods, as_shape(like), as_settings(settings), left_out=_say)
     if as_json:
         _print_json({"costs": [c._asdict() for c in costs], "reference": MCF._asdict()})
     else:
@@ -263,8 +264,7 @@ def export(bundle: Path, /, *, quiet: Quiet = False) -> int:
 
     difference = rewrite(bundle)
     if not quiet:
-        agrees = f"agrees with torch to {difference:.1g} of the largest value"
-        _print(f"{bundle / 'model.onnx'} {agrees}")
+        _print(f"{bundle}/model.onnx agrees with torch to {difference:.1g} of the largest value")
     return OK
 
 

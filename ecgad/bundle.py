@@ -28,7 +28,17 @@ from ecgad.prepare.image import AnyPrepared, ImagePreparation, PreparedImage
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.record import NOT_ASSESSABLE, Quality, Record, Result
-from ecgad.score import Rule, features, intervals, lead_scores, relative, row_validity, score
+from ecgad.score import (
+    Rule,
+    edge_limits,
+    features,
+    intervals,
+    lead_scores,
+    parts,
+    relative,
+    row_validity,
+    score,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from ecgad.parts.detector import Detector
@@ -57,6 +67,7 @@ class Judgement(NamedTuple):
     p_value: float
     lead_scores: np.ndarray  # (m,), nan where a lead cannot be judged
     map: np.ndarray  # (m, time), in multiples of what 99 % of normal places stay under
+    parts: dict[str, float]  # what the score is made of
 
 
 class Bundle:
@@ -190,13 +201,15 @@ class Bundle:
         map, whole = evidence or self.evidence(prepared)
         valid = row_validity(prepared.valid, len(map))
         names = tuple(self.card["whole"])
-        value = score(features(map, valid, whole, names, self.rule.use), self.rule)
+        row = features(map, valid, whole, names, self.rule.use)
+        value = score(row, self.rule)
         smooth = image.smoothing(self.preparation, self.card["smooth_s"])
         return Judgement(
             value,
             self.calibration.p_value(value, self._group(prepared)),
             lead_scores(map, valid, self.rule),
-            relative(map, valid, self.rule, smooth),
+            relative(map, valid, self.rule, smooth, edge_limits(self.rule, prepared)),
+            parts(row, self.rule),
         )
 
     def _group(self, prepared: AnyPrepared) -> str:
@@ -207,7 +220,7 @@ class Bundle:
         return next((name for name in names if name in self.calibration.groups), names[-1])
 
     def _judged(self, look: Look, prepared: Prepared, judgement: Judgement, alpha: float) -> Result:
-        value, p_value, rows, standing = judgement
+        value, p_value, rows, standing, made_of = judgement
         rate_hz = self.signals.rate_hz
         leads = self.signals.leads if len(rows) == len(prepared.valid) else ("all",)
         return Result(
@@ -224,6 +237,7 @@ class Bundle:
             map_leads=leads,
             map_rate_hz=rate_hz,
             leads_derived=look.derived,
+            parts=made_of,
             model_id=self.id,
             model_sha256=self.sha256,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -69,6 +70,27 @@ def count(model: Detector) -> Cost:
         frozen_macs=sum(by_module[name] for name in _frozen(model)),
         stored=stored,
     )
+
+
+def costs_of(
+    methods: Sequence[str] | None,
+    shape: tuple[int, ...],
+    settings: Mapping[str, Any],
+    left_out: Callable[[str], None],
+) -> list[Cost]:
+    """The costs of `methods` built for `shape`; of None, of all that can be built with `settings`:
+    of the others `left_out` hears why. Raises what `build` raises for a method that was named."""
+    from ecgad.methods import build, names
+
+    costs = []
+    for name in methods or names():
+        try:
+            costs.append(count(build(name, shape, settings)))
+        except (TypeError, ValueError) as error:
+            if methods:
+                raise
+            left_out(f"left out: {name}: {error}")
+    return costs
 
 
 def _macs(model: Detector) -> Counter[str]:

@@ -4,7 +4,7 @@ In a day electrodes come off and a patient turns over, so each hour is graded, s
 itself; and of a recording that comes in pieces, no more than five of them are in memory.
 
     quality               worst where any hour has a doubt; each reason with its hours
-    score, lead scores    means over the hours that could be judged, by their lengths
+    score, parts, leads   means over the hours that could be judged, by their lengths
     p-value               of that score, among records with as many leads as most hours had
     intervals             the strongest of all hours, in seconds from the start of the recording
 """
@@ -20,7 +20,6 @@ import numpy as np
 
 from ecgad.calibrate import decide
 from ecgad.record import Interval, Quality, Record, Result
-from ecgad.score import MOST
 
 PValue = Callable[[float, str], float | None]  # of a score, in a group of the calibration
 
@@ -35,6 +34,7 @@ def together(hours: Sequence[Result], record: Record, map: np.ndarray, p_value: 
     p = p_value(value, group)
     leads = {lead: 0 for hour in judged for lead in hour.lead_scores}
     by_lead = {k: [(h.lead_scores[k], h) for h in judged if k in h.lead_scores] for k in leads}
+    made_of = {name: _mean([(h.parts[name], h) for h in judged]) for name in judged[0].parts}
     return replace(
         judged[0],
         record=record,
@@ -45,6 +45,7 @@ def together(hours: Sequence[Result], record: Record, map: np.ndarray, p_value: 
         quality=quality,
         lead_scores={lead: _mean(scores) for lead, scores in by_lead.items()},
         intervals=_intervals(hours),
+        parts=made_of,
         map=map,
         seconds=seconds,
     )
@@ -124,7 +125,7 @@ def _intervals(hours: Sequence[Result]) -> tuple[Interval, ...]:
         for at, hour in zip(begin, hours, strict=False)
         for lead, start, end, score in hour.intervals
     ]
-    return tuple(sorted(moved, key=lambda found: -found.score)[:MOST])
+    return tuple(sorted(moved, key=lambda found: -found.score))
 
 
 def _quality(hours: Sequence[Result]) -> Quality:

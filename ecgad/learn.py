@@ -25,7 +25,7 @@ from ecgad.prepare.image import AnyPreparation, AnyPrepared, ImagePreparation, s
 from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.recalibrate import calibration_score, calibration_scores, fingerprint, usable
 from ecgad.record import LEADS, Record
-from ecgad.score import Rule, features, fit_rule, row_validity, score
+from ecgad.score import EDGE_S, Rule, features, fit_rule, row_validity, score
 from ecgad.train import Budget, Progress, fit
 
 if TYPE_CHECKING:
@@ -199,8 +199,10 @@ def calibrate(
         row_validity(p.valid, len(m)) for p, (m, _) in zip(normals.held_out, found, strict=True)
     ]
     maps, wholes = [m for m, _ in found], [w for _, w in found]
-    rule = fit_rule(maps, valids, wholes, whole, use, smooth, soft)
-    if isinstance(preparation, ImagePreparation):
+    images = isinstance(preparation, ImagePreparation)
+    step = 0 if images else max(round(EDGE_S * preparation.rate_hz), 1)
+    rule = fit_rule(maps, valids, wholes, whole, use, smooth, soft, step)
+    if images:
         scores = [calibration_score(run, one, whole, rule) for one in normals.calibration]
         return rule, {preparation.group: scores}
     records = [[p for p in one if isinstance(p, Prepared)] for one in normals.calibration]

@@ -22,7 +22,7 @@ from ecgad.export import Run
 from ecgad.prepare.image import AnyPrepared
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import FROM_I_II, Preparation, Prepared, prepare
-from ecgad.read import find, read
+from ecgad.read import UNSTATED, Stated, find, read
 from ecgad.record import ReadError, Record
 from ecgad.score import Rule, features, row_validity, score
 
@@ -32,24 +32,31 @@ FEWEST = 19  # records: with fewer, no p-value is 0.05 or less
 def recalibrated(bundle: Bundle, records: Iterable[Record]) -> Bundle:
     """`bundle` with the calibration that `records` give; what it had is kept in its card.
 
-    Records that lack a lead of the model or cannot be judged are left out, and counted in the
-    card. Raises `ValueError` when fewer than 19 are left.
+    Records are taken one at a time. Those that lack a lead of the model or cannot be judged are
+    left out, and counted in the card. Raises `ValueError` when fewer than 19 are left.
     """
-    given = [(record.source_sha256, usable(record, bundle.signals)) for record in records]
-    taken = [hours for _, hours in given if hours]
-    if len(taken) < FEWEST:
+    sources = list[str]()
+
+    def judged() -> Iterator[tuple[Prepared, ...]]:
+        for record in records:
+            sources.append(record.source_sha256)
+            yield usable(record, bundle.signals)
+
+    groups = calibration_scores(
+        bundle.run, filter(None, judged()), bundle.signals, tuple(bundle.card["whole"]),
+        bundle.rule, seed=0,
+    )  # fmt: skip
+    taken = max(map(len, groups.values()), default=0)
+    if taken < FEWEST:
         raise ValueError(
-            f"{len(taken)} of {len(given)} records to calibrate with can be judged on all leads; "
+            f"{taken} of {len(sources)} records to calibrate with can be judged on all leads; "
             f"needed are at least {FEWEST}, and 200 to 500 for a rate that holds"
         )
-    groups = calibration_scores(
-        bundle.run, taken, bundle.signals, tuple(bundle.card["whole"]), bundle.rule, seed=0
-    )
     note = {
         "from": bundle.sha256,
-        "records": len(taken),
-        "left_out": len(given) - len(taken),
-        "fingerprint": fingerprint(sha256 for sha256, _ in given),
+        "records": taken,
+        "left_out": len(sources) - taken,
+        "fingerprint": fingerprint(sources),
         "calibration": bundle.card["calibration"],
     }
     card = bundle.card | {
@@ -61,12 +68,14 @@ def recalibrated(bundle: Bundle, records: Iterable[Record]) -> Bundle:
 
 
 def readable(
-    paths: str | Path | Iterable[str | Path], tell: Callable[[str], None]
+    paths: str | Path | Iterable[str | Path],
+    tell: Callable[[str], None],
+    stated: Stated = UNSTATED,
 ) -> Iterator[Record]:
     """The records at `paths` that can be read; of the others `tell` hears why."""
     for place in find(paths):
         try:
-            yield read(place)
+            yield read(place, **stated._asdict())
         except ReadError as error:
             tell(f"left out: {error}")
 
@@ -89,7 +98,7 @@ def _usable(record: Record, preparation: Preparation) -> Prepared | None:
 
 def calibration_scores(
     run: Run,
-    normals: Sequence[Sequence[Prepared]],
+    normals: Iterable[Sequence[Prepared]],
     preparation: Preparation,
     whole: tuple[str, ...],
     rule: Rule,
@@ -101,24 +110,29 @@ def calibration_scores(
     by number lacks, drawn by chance. Leads that `prepare` derives when they are lost stay, as long
     as there are others.
     """
-    rng, leads = np.random.default_rng((seed, 1)), preparation.leads
+    rng = np.random.default_rng((seed, 1))
+    groups: dict[str, list[float]] = {}
+    for hours in normals:
+        for name, lost in _lacking(preparation, rng):
+            found = calibration_score(run, [_blank(hour, lost) for hour in hours], whole, rule)
+            groups.setdefault(name, []).append(found)
+    return groups
+
+
+def _lacking(
+    preparation: Preparation, rng: np.random.Generator
+) -> Iterator[tuple[str, Sequence[int]]]:
+    """The name of each group, and the leads that a record is to lose for it."""
+    leads = preparation.leads
     derived = FROM_I_II if {"I", "II"} <= set(leads) else ()
     own = [i for i, lead in enumerate(leads) if lead not in derived]
-    groups: dict[str, list[float]] = {}
-
-    def add(name: str, hours: Sequence[Prepared], lost: Sequence[int]) -> None:
-        found = calibration_score(run, [_blank(hour, lost) for hour in hours], whole, rule)
-        groups.setdefault(name, []).append(found)
-
     for missing in range(len(leads) - preparation.min_leads + 1):
         pool = own if missing <= len(own) else range(len(leads))
-        for hours in normals:
-            for lost in combinations(own, missing) if missing <= NAMED else ():
-                add(group_names(lost, leads)[0], hours, lost)
-            if missing:
-                lost = rng.permutation(pool)[:missing].tolist()
-                add(group_names(lost, leads)[-1], hours, lost)
-    return groups
+        for lost in combinations(own, missing) if missing <= NAMED else ():
+            yield group_names(lost, leads)[0], lost
+        if missing:
+            lost = rng.permutation(pool)[:missing].tolist()
+            yield group_names(lost, leads)[-1], lost
 
 
 def calibration_score(
@@ -130,6 +144,8 @@ def calibration_score(
         map, w = evidence(run, prepared)
         valid = row_validity(prepared.valid, len(map))
         scores.append(score(features(map, valid, w, whole), rule))
+    if len(scores) == 1:  # to the last bit as the record is scored
+        return scores[0]
     return float(np.average(scores, weights=[prepared.valid.shape[-1] for prepared in hours]))
 
 

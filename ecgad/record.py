@@ -7,6 +7,7 @@ Record. Neither holds a name, a birth date or any other identity of a patient.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -29,18 +30,24 @@ HOUR_S = 3600.0  # what is longer is read and judged in pieces of at most this
 
 FLAGGED, NOT_FLAGGED, NOT_ASSESSABLE = "flagged", "not flagged", "not assessable"
 
-_CANONICAL = {lead.upper(): lead for lead in LEADS} | {"MLI": "I", "MLII": "II", "MLIII": "III"}
+_CANONICAL = {lead.upper(): lead for lead in LEADS}
+_CANONICAL |= {f"{prefix}{'I' * n}": "I" * n for prefix in ("ML", "D") for n in (1, 2, 3)}
+_CANONICAL |= {f"D{n}": "I" * n for n in (1, 2, 3)}
+_BEFORE = re.compile(r"(MDC_ECG_LEAD|LEAD|ECG|EKG)[ _-]*")  # a lead's name
 
 
 @lru_cache
 def canonical(name: str) -> str:
     """The standard spelling of a lead's name; a name that is not standard comes back as it is.
 
+    -aVR is not aVR, but aVR upside down.
+
     >>> canonical("AVR"), canonical("MLII"), canonical("lead v1"), canonical("resp")
     ('aVR', 'II', 'V1', 'resp')
+    >>> canonical("EKG II"), canonical("DIII"), canonical("MDC_ECG_LEAD_V6"), canonical("-aVR")
+    ('II', 'III', 'V6', '-aVR')
     """
-    key = name.strip().upper().removeprefix("LEAD").strip(" _-")
-    return _CANONICAL.get(key, name.strip())
+    return _CANONICAL.get(_BEFORE.sub("", name.strip().upper(), count=1), name.strip())
 
 
 def stretches(samples: int, rate_hz: float) -> list[tuple[int, int]]:
@@ -94,8 +101,8 @@ class Record:
             raise ValueError(f"valid is of {self.valid.dtype}; bool is needed, True for a sample")
         if len(set(self.leads)) != len(self.leads):
             raise ValueError(f"a lead stands twice in {self.leads}")
-        if not 0 < self.rate_hz < math.inf:
-            raise ValueError(f"rate_hz is {self.rate_hz}; a positive number of samples a second")
+        if isinstance(self.rate_hz, str) or not 0 < self.rate_hz < math.inf:
+            raise ValueError(f"rate_hz is {self.rate_hz!r}; a positive number of samples a second")
         object.__setattr__(self, "rate_hz", float(self.rate_hz))  # also where numpy counted it
         object.__setattr__(self, "record_id", str(self.record_id))
 
@@ -109,10 +116,14 @@ class Record:
         What is NaN or infinite is no sample. Leads go by name in any usual spelling. `origin` is
         what else a record knows. Raises `ValueError` as `Record`, and for other shapes and units.
         """
-        names, factor = tuple(map(canonical, leads)), MV.get(unit.casefold())
+        if isinstance(leads, str):
+            raise ValueError(f"leads is the text {leads!r}; a list of names is needed")
+        names, factor = tuple(map(canonical, leads)), MV.get(str(unit).casefold())
         values = np.asarray(signal)
         if factor is None:
             raise ValueError(f"unit is {unit!r}; mV, uV, nV or V is needed")
+        if values.dtype.kind not in "iuf":
+            raise ValueError(f"signal is of {values.dtype}; real numbers are needed")
         if values.ndim != 2 or len(values) != len(names):
             turn = ": transpose it" if values.shape[1:] == (len(names),) else ""
             raise ValueError(
@@ -179,6 +190,8 @@ class Result:
     map_leads: tuple[str, ...]
     map_rate_hz: float
     leads_derived: tuple[str, ...] = ()
+    parts: dict[str, float] = field(default_factory=dict)  # what the score is made of, each in
+    # deviations from normals' mean
     model_id: str = ""
     model_sha256: str = ""
     seconds: float = field(default=0.0, compare=False)

@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 
 from ecgad.prepare.filters import gaussian
+from ecgad.prepare.image import AnyPrepared, PreparedImage
+from ecgad.prepare.signal import stitch
 from ecgad.record import Interval
 
-MOST = 20  # intervals that are told of a record
+MOST = 100  # intervals that are told of a record, or of each hour of a long one
 SAME = 1e-6  # of the largest value: what float32 does not tell apart
+EDGE_S, EDGES = 0.1, 5  # steps from either end of a window that have a limit of their own
 TOP_SHARE = 0.05  # of the places that can be judged: half a second in ten
 
 
@@ -45,6 +48,8 @@ class Rule:
     lead_spread: tuple[float, ...]
     log: tuple[str, ...] = ()  # features taken as logarithms: above 0 in all held-out normals
     soft: bool = False  # a soft maximum of the features, not their mean: strange in one is strange
+    edge: tuple[float, ...] = ()  # `place_limit` near a window's ends, where a model sees less: it
+    edge_step: int = 0  # is so many times as high in each step of so many samples from an end
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -94,10 +99,12 @@ def fit_rule(
     use: tuple[str, ...],
     smooth: float,
     soft: bool = False,
+    edge_step: int = 0,
 ) -> Rule:
     """The rule that held-out normals give: maps (m, *grid), validity, `whole`, feature names.
 
-    `smooth` is the deviation, in samples, of the Gaussian that intervals are found with. Raises
+    `smooth` is the deviation, in samples, of the Gaussian that intervals are found with;
+    `edge_step` the samples that share a limit near the ends of a signal, 0 for images. Raises
     `ValueError` for an unknown name, and when all features in `use` are the same for all records: a
     model that has collapsed would otherwise be scored by its rounding errors.
     """
@@ -122,9 +129,39 @@ def fit_rule(
         centre={k: float(v.mean()) for k, v in table.items()},
         spread={k: float(v.std() + 1e-12) for k, v in table.items()},
         place_limit=tuple(_floats(limits)),
+        edge=_edge(smoothed, valids, np.array(limits), edge_step) if edge_step else (),
+        edge_step=edge_step,
         lead_centre=tuple(_floats(list(np.nanmean(leads, axis=0)))),
         lead_spread=tuple(_floats(list(np.nanstd(leads, axis=0) + 1e-12))),
     )
+
+
+def _edge(
+    maps: list[np.ndarray], valids: list[np.ndarray], limits: np.ndarray, step: int
+) -> tuple[float, ...]:
+    """How many times its row's limit 99 % of normal places stay under, in each of `EDGES` steps
+    from the first and from the last place that is valid; at least 1."""
+    near: list[list[np.ndarray]] = [[] for _ in range(EDGES)]
+    for map, valid in zip(maps, valids, strict=True):
+        times = np.flatnonzero(valid.any(axis=0))
+        over, valid = (map / limits[:, None])[:, times], valid[:, times]
+        for distance, places in enumerate(near):
+            first, last = distance * step, (distance + 1) * step
+            for side in (slice(first, last), slice(-last, -first or None)):
+                places.append(over[:, side][valid[:, side]])
+    found = [np.quantile(p, 0.99) if len(p := np.concatenate(places)) else 1 for places in near]
+    return tuple(_floats(list(np.maximum(found, 1))))
+
+
+def edge_limits(rule: Rule, prepared: AnyPrepared) -> np.ndarray | float:
+    """(time,): how many times `place_limit` holds at each sample, from the windows over it."""
+    if isinstance(prepared, PreparedImage) or not rule.edge:
+        return 1.0
+    starts, place = prepared.starts, np.arange(prepared.windows.shape[2])
+    distance = np.minimum(place, place[::-1]) // max(rule.edge_step, 1)
+    profile = np.append(rule.edge, 1)[np.minimum(distance, len(rule.edge))]
+    laid = stitch(np.tile(profile, (len(starts), 1, 1)), starts, prepared.valid.shape[1])[0]
+    return np.where(laid > 0, laid, 1)  # 0 in margins, where no window lies
 
 
 def _refuse_collapsed(table: dict[str, np.ndarray]) -> None:
@@ -138,11 +175,15 @@ def _refuse_collapsed(table: dict[str, np.ndarray]) -> None:
         )
 
 
-def score(row: dict[str, float], rule: Rule) -> float:
-    """The mean, or soft maximum (the logarithm of the mean exponential), of the rule's features,
-    each in deviations from the held-out normals' mean."""
+def parts(row: dict[str, float], rule: Rule) -> dict[str, float]:
+    """The rule's features, each in deviations from the held-out normals' mean."""
     values = {f: math.log(max(row[f], 1e-12)) if f in rule.log else row[f] for f in rule.use}
-    z = [(v - rule.centre[f]) / rule.spread[f] for f, v in values.items()]
+    return {f: (v - rule.centre[f]) / rule.spread[f] for f, v in values.items()}
+
+
+def score(row: dict[str, float], rule: Rule) -> float:
+    """The mean, or soft maximum (the logarithm of the mean exponential), of the `parts`."""
+    z = list(parts(row, rule).values())
     return float(np.logaddexp.reduce(z)) - math.log(len(z)) if rule.soft else sum(z) / len(z)
 
 
@@ -167,9 +208,18 @@ def _gaussian(map: np.ndarray, smooth: float) -> np.ndarray:
     return map
 
 
-def relative(map: np.ndarray, valid: np.ndarray, rule: Rule, smooth: float) -> np.ndarray:
-    """The smoothed map in multiples of what 99 % of normal places stay under; nan if not valid."""
-    limit = np.array(rule.place_limit).reshape(-1, *[1] * (map.ndim - 1))
+def relative(
+    map: np.ndarray,
+    valid: np.ndarray,
+    rule: Rule,
+    smooth: float,
+    edges: np.ndarray | float = 1.0,
+) -> np.ndarray:
+    """The smoothed map in multiples of what 99 % of normal places stay under; nan if not valid.
+
+    `edges` are the `edge_limits` of a signal.
+    """
+    limit = np.array(rule.place_limit).reshape(-1, *[1] * (map.ndim - 1)) * edges
     return np.where(valid, smoothen(map, valid, smooth) / limit, np.nan).astype(np.float32)
 
 
@@ -183,13 +233,16 @@ def intervals(
 ) -> tuple[Interval, ...]:
     """Stretches of a signal's `relative` map (m, time) above 1, at most `most`, strongest first.
 
-    An interval's score is its mean. Stretches closer than `shortest_s` are one, shorter ones are
-    dropped.
+    Each row's strongest is among them. An interval's score is its mean. Stretches closer than
+    `shortest_s` are one, shorter ones are dropped.
     """
     gap = max(round(shortest_s * rate_hz), 1)
     row, start, end = _stretches(relative > 1, gap)
     strength = _means(relative, row, start, end)
-    best = np.lexsort((np.array(names)[row], start, -strength))[:most]
+    best = np.lexsort((np.array(names)[row], start, -strength))
+    later = np.ones(len(best), bool)  # than a stronger one of its row
+    later[np.unique(row[best], return_index=True)[1]] = False
+    best = best[np.sort(np.argsort(later, kind="stable")[:most])]
     places = zip(row[best], start[best] / rate_hz, end[best] / rate_hz, strength[best], strict=True)
     return tuple(Interval(names[r], float(a), float(b), float(mean)) for r, a, b, mean in places)
 

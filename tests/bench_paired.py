@@ -1,10 +1,11 @@
-"""How far MMAE is ahead of each control: paired differences of AUROC, with intervals.
+"""How far MMAE is ahead of each other method: paired differences of AUROC, with intervals.
 
     python tests/bench_paired.py LEADERBOARD
 
 On the same records, patients drawn together: two methods that stumble over the same ones are told
 apart by less than their own intervals say. Reads the scores beside each table in LEADERBOARD and
-writes `paired.csv` there, in the same columns. Of `damage` it is the mean over its kinds.
+writes `paired.csv` there, in the same columns. Of `damage` it is the mean over its kinds, of
+`twelve_lead` each hospital and then the mean of the four. MMAE's own AUROC stands there too.
 """
 
 from __future__ import annotations
@@ -17,23 +18,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ecgad.methods import names
 from ecgad.metrics import auroc, bootstrap
 from ecgad.report.leaderboard import read_rows, summaries
 from ecgad.tabulate import COLUMNS
 
 BENCHMARKS = ("ptbxl_zscored", "mitbih", "mitbih_more", "damage", "twelve_lead")
 CONTROLS = ("mahalanobis", "mahalanobis-amplitudes", "knn", "knn-untrained", "pca")
+OTHERS = ("mmae", *CONTROLS, "mmae-paper", *sorted(set(names()) - {"mmae", *CONTROLS}))
 
 
 def ahead(seeds: int, y: np.ndarray, s: np.ndarray) -> float:
-    """Columns of s: `seeds` of MMAE, those of the other, and the source, over which is averaged."""
+    """Columns of s: `seeds` of MMAE, those of the other if there is one, and the source, over which
+    is averaged."""
     of_source = [(y[here], s[here, :-1]) for here in (s[:, -1] == one for one in set(s[:, -1]))]
     each = [[auroc(labels, column) for column in scores.T] for labels, scores in of_source]
-    return float(np.mean([np.mean(a[:seeds]) - np.mean(a[seeds:]) for a in each]))
+    return float(np.mean([np.mean(a[:seeds]) - np.mean(a[seeds:] or 0) for a in each]))
 
 
 def paired(cases: pd.DataFrame, other: str) -> tuple[float, float, float]:
-    """The difference and its interval, of all sources of `cases` together."""
+    """The difference and its interval, of all sources of `cases` together; MMAE's own AUROC when
+    the other is MMAE."""
     cases = cases.assign(case=cases.groupby(["method", "seed"]).cumcount())
     ours, theirs = (
         cases[cases.method == name].pivot_table(index="case", columns="seed", values="score")
@@ -41,7 +46,7 @@ def paired(cases: pd.DataFrame, other: str) -> tuple[float, float, float]:
     )
     known = cases[cases.method == "mmae"].drop_duplicates("case").set_index("case")
     source = known.source.astype("category").cat.codes
-    both = pd.concat([ours, theirs, source], axis=1).dropna()
+    both = pd.concat([ours, source] if other == "mmae" else [ours, theirs, source], axis=1).dropna()
     y, s = known.abnormal.loc[both.index].to_numpy(int), both.to_numpy()
     metric = partial(ahead, ours.shape[1])
     low, high = bootstrap(metric, y, s, known.patient.loc[both.index], seed=0)
@@ -53,16 +58,17 @@ def rows(folder: Path, benchmark: str) -> list[dict]:
     table = summaries(read_rows(folder / f"{benchmark}.csv"), "record_auroc")
     parts = dict(list(cases.groupby("source"))) if benchmark == "twelve_lead" else {}
     found = []
-    for control in CONTROLS:
-        of_control = [row for row in table if row["method"] == control]
-        for name, part in parts.items() or ([(benchmark, cases)] if of_control else []):
-            own = [row for row in of_control if not parts or row["source"] == name]
+    for other in OTHERS:
+        of_other = [row for row in table if row["method"] == other]
+        for name, part in (parts | {benchmark: cases}).items() if of_other else ():
+            own = [row for row in of_other if name in (benchmark, row["source"])]
             counts = {k: sum(int(row[k]) for row in own) for k in ("records", "abnormal")}
-            value, low, high = paired(part, control)
-            said = {"source": name, "metric": "auroc_ahead", "settings": "", **counts}
+            value, low, high = paired(part, other)
+            metric = "record_auroc" if other == "mmae" else "auroc_ahead"
+            said = {"source": name, "metric": metric, "settings": "", **counts}
             numbers = {k: f"{v:.4f}" for k, v in (("value", value), ("low", low), ("high", high))}
             found.append({**own[0], **said, **numbers, "command": "tests/bench_paired.py"})
-            print(f"{name:14} {control:24} {value:+.3f} [{low:+.3f}, {high:+.3f}]", flush=True)
+            print(f"{name:14} {other:24} {value:+.3f} [{low:+.3f}, {high:+.3f}]", flush=True)
     return found
 
 

@@ -1,15 +1,20 @@
 """READ, CSV and .npz: the same samples as from the ECG file, or a word on what is missing."""
 
 import contextlib
+from functools import partial
 
 import numpy as np
 import pytest
 from test_clinical import LUDB
 
 import ecgad
-from ecgad.read import find, read
+from ecgad.__main__ import main
+from ecgad.read import Stated, find, read
 from ecgad.read.arrays import rate_of
+from ecgad.recalibrate import readable
 from ecgad.record import LEADS, ReadError, Record
+from ecgad.report.review import Review
+from ecgad.screen import folder, screen
 
 UV = np.array([[1.5, -2.0, 3.25, 0.0], [9.0, 8.0, 7.0, 6.0]])  # leads I and V1, in uV
 
@@ -61,6 +66,84 @@ def test_a_table_of_windows_with_a_mark_and_an_old_micro_sign_is_read(tmp_path):
         assert record.rate_hz == 2
 
 
+def test_comments_at_the_top_and_excels_utf_16_are_read(tmp_path):
+    text = "time (s)\tI (µV)\n0.0\t1\n0.5\t2\n"
+    (tmp_path / "a.csv").write_bytes(text.encode("utf-16"))
+    csv(tmp_path / "b.csv", "# device: X", "# V1, mV", *text.splitlines())
+    assert [path.name for path in find(tmp_path)] == ["a.csv", "b.csv"]
+    for path in find(tmp_path):
+        np.testing.assert_allclose(read(path).signal, [[1e-3, 2e-3]])
+
+
+# What the user states
+
+
+def test_what_a_table_does_not_say_can_be_stated_and_what_it_says_counts(tmp_path):
+    bare = csv(tmp_path / "bare.csv", "n,I,V1", "0,1.5,9", "1,-2,8", "2,3.25,7", "3,0,6")
+    record = read(bare, unit="uV", rate_hz=250)
+    np.testing.assert_array_equal(record.signal, (UV * 1e-3).astype(np.float32))
+    assert (record.rate_hz, record.leads) == (250.0, ("I", "V1"))
+    assert record.warnings == ("n is no voltage: left out",)
+    with pytest.raises(ReadError, match="lead I has no unit; .* or stated by you: --unit mV"):
+        read(bare, rate_hz=250)
+    with pytest.raises(ReadError, match="or the rate stated by you: --rate-hz 500"):
+        read(bare, unit="uV")
+    timed = two_leads(tmp_path / "timed.csv", "time,I,V1 (uV)", scale=1)
+    assert read(timed, unit="V", rate_hz=100).rate_hz == 100  # of times without a unit
+    assert read(timed, unit="V", rate_hz=100).signal[:, 0].tolist() == [1500, np.float32(9e-3)]
+    says = two_leads(tmp_path / "says.csv", "time (s),I (uV),V1 (uV)")
+    record = read(says, unit="V", rate_hz=100)
+    np.testing.assert_array_equal(record.signal, (UV * 1e-3).astype(np.float32))
+    assert record.rate_hz == 250
+
+
+def test_what_an_npz_does_not_say_can_be_stated(tmp_path):
+    np.savez(tmp_path / "a.npz", signal=UV, leads=np.array([b"I", b"V1"]))
+    record = read(tmp_path / "a.npz", unit="uV", rate_hz=250)
+    np.testing.assert_array_equal(record.signal, (UV * 1e-3).astype(np.float32))
+    assert (record.rate_hz, record.leads) == (250.0, ("I", "V1"))
+    with pytest.raises(ReadError, match="no rate_hz, unit; .*: --rate-hz 500 --unit mV"):
+        read(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", **FULL)
+    assert read(tmp_path / "b.npz", unit="V", rate_hz=1).rate_hz == FULL["rate_hz"]
+
+
+@pytest.mark.parametrize("stated", [{"unit": "Ohm"}, {"rate_hz": 0}, {"rate_hz": float("nan")}])
+def test_what_is_stated_must_be_a_unit_and_a_rate(tmp_path, stated):
+    with pytest.raises(ValueError, match=f"{next(iter(stated))} is .* needed"):
+        read(tmp_path / "a.csv", **stated)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npz"])
+def test_archives_of_files_that_say_too_little_are_screened_reviewed_and_calibrated_with(
+    tmp_path, suffix
+):
+    record, place = read(LUDB), tmp_path / "archive" / f"38{suffix}"
+    place.parent.mkdir()
+    if suffix == ".csv":
+        rows = (record.signal.T * 1000).round(3)
+        table(place, [",".join(record.leads)], rows, "{:.3f}")
+    else:
+        np.savez(place, signal=record.signal * 1000, leads=record.leads)
+    run = partial(screen, place.parent, workers=1, quiet=True, unit="uV", rate_hz=500)
+    expected = ecgad.load().score(record)
+    out = tmp_path / "out"
+    (row,) = run(out).to_pylist()
+    assert row["score"] == pytest.approx(expected.score, abs=1e-3)
+    assert folder.read_manifest(out)["stated"] == {"unit": "uV", "rate_hz": 500}
+    assert folder.read_manifest(out)["command"].endswith("--unit uV --rate-hz 500")
+    assert "data:image/png" in (out / "report.html").read_text()  # drawn from the same file
+    with pytest.raises(ValueError, match="stated .*'uV'.* there, None now"):
+        screen(place.parent, out, workers=1, quiet=True)
+    assert "page" in Review(out).drawn(0)
+    kept = [r.record_id for r in readable(place.parent, print, Stated("uV", 500))]
+    assert kept == ["38"]
+    for words, code in (([], 1), (["--unit", "uV", "--rate-hz", "500"], 0)):
+        with pytest.raises(SystemExit) as done:
+            main(["score", str(place), "--quiet", *words])
+        assert done.value.code == code
+
+
 def test_missing_samples_are_not_valid_and_other_columns_are_left_out(tmp_path):
     head = "time (ms),V2 (mV),resp (Ohm),note"
     file = csv(tmp_path / "a.csv", head, "0,1.5,7,begins", "2,-,7,", "4,,7,", "6,NaN,7,", "8,2,7,")
@@ -75,7 +158,7 @@ def test_missing_samples_are_not_valid_and_other_columns_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["I (mV),II (mV)", "1,2", "2,3"], "no column of times"),
+        (["I (mV),II (mV)", "1,2", "2,3"], "its columns are I, II; one of times, such as"),
         (["time,I (mV)", "0,2", "1,3"], "its times have no unit; s or ms is needed"),
         (["time (min),I (mV)", "0,2", "1,3"], "its times have min; s or ms is needed"),
         (["time (s),I", "0,2", "1,3"], "lead I has no unit"),
@@ -150,7 +233,8 @@ FULL = {"signal": UV, "rate_hz": 250, "leads": ["I", "V1"], "unit": "uV"}
         ({"unit": "counts"}, "unit is 'counts'; mV, uV, nV or V is needed"),
         ({"rate_hz": [250, 500]}, "size 1"),
         ({"rate_hz": -1}, "rate_hz is -1"),
-        ({"signal": np.array([["a", "b"], ["c", "d"]])}, "ufunc"),
+        ({"signal": np.array([["a", "b"], ["c", "d"]])}, "signal is of <U1; real numbers"),
+        ({"signal": UV * 1j}, "signal is of complex128; real numbers are needed"),
         ({"signal": np.array([[None]])}, "allow_pickle=False"),
     ],
 )

@@ -116,6 +116,7 @@ def test_exit_code_1_when_there_is_no_record(run, model, tmp_path):
         (("screen", ".", "-o", "OUT", "--model", "/nowhere"), "/nowhere is not a bundle"),
         (("screen", ".", "-o", "OUT", "--alpha", "x"), "alpha"),
         (("score", "/nowhere", "--model", "MODEL"), "/nowhere: there is no such"),
+        (("score", "data/samples", "--model", "MODEL", "--alpha", "5"), "alpha is 5.0; a rate"),
         (("peer", "."), "peer"),
         (("flops", "mmae", "--like", "12by5"), "--like 12by5: needed are sizes such as 12x4800"),
         (("flops", "mmae", "--set", "width"), "--set width: needed is field=value"),
@@ -155,9 +156,7 @@ def test_score_for_machines_prints_a_row_a_line(run, archive, model):
     rows = [json.loads(line) for line in out.splitlines()]
     bundle = load(model)
     assert code == 0
-    assert [row["score"] for row in rows] == [
-        bundle.score(read(path)).score for path in sorted(paths)
-    ]
+    assert [row["score"] for row in rows] == [bundle.score(read(path)).score for path in paths]
     assert {row["p_group"] for row in rows} == {"12 of 12 leads"}
 
 
@@ -169,6 +168,17 @@ def test_score_says_why_a_record_fails_and_goes_on(run, archive, model):
     assert err.count("\n") == 1
     assert " r00 " in out
     assert run("score", paths[0], "--model", model)[0] == 1
+
+
+def test_score_goes_on_after_a_path_that_leads_nowhere(run, archive, model, tmp_path):
+    good = archive / "good/r00.hea"
+    code, out, err = run("score", "/nowhere", tmp_path, good, "--model", model)
+    assert code == 0
+    assert " r00 " in out
+    first, second = err.splitlines()
+    assert first == "ecgad: /nowhere: there is no such file or folder"
+    assert second.startswith(f"ecgad: {tmp_path}: no record in it; read are: WFDB")
+    assert run("score", tmp_path, "--model", model)[0] == 1
 
 
 def test_score_of_a_record_that_cannot_be_judged_exits_with_1(run, archive, model):

@@ -160,15 +160,31 @@ def test_a_table_in_a_text_is_replaced_and_the_text_around_it_is_not(tmp_path: P
     assert rewritten(made, tmp_path) == made
 
 
-def test_the_tables_of_the_readme_are_those_of_the_result_files():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", [ROOT / "README.md", BOARD / "README.md"])
+def test_the_tables_of_both_pages_are_those_of_the_result_files(page: Path):
+    text = page.read_text(encoding="utf-8")
     assert "<!-- table shipped record_auroc " in text
     assert rewritten(text, BOARD) == text
 
 
+def test_a_table_shows_the_sources_and_methods_that_are_asked_for_in_that_order(tmp_path: Path):
+    line = "{},{},all,20,8,record_auroc,{},0.5,0.9,10,1000000"
+    rows = [line.format(s, m, v) for m, v in (("a", 0.6), ("b", 0.7)) for s in ("x", "y", "z")]
+    head = "source,method,seed,records,abnormal,metric,value,low,high,parameters,macs_record"
+    (tmp_path / "some.csv").write_text("\n".join([head, *rows]) + "\n")
+    made = rewritten("<!-- table some:z,x record_auroc b a -->\n<!-- /table -->", tmp_path)
+    assert made.split("\n")[1:-1] == [
+        "| method | z (12 + 8) | x (12 + 8) | parameters | MACs a record |",
+        "| --- | --- | --- | --- | --- |",
+        "| `b` | **0.700** [0.50, 0.90] | **0.700** [0.50, 0.90] | 10 | 1 M |",
+        "| `a` | 0.600 [0.50, 0.90] | 0.600 [0.50, 0.90] | 10 | 1 M |",
+    ]
+
+
 def test_how_far_mmae_is_ahead_is_the_difference_of_the_two_in_the_other_tables():
-    found = read_rows(BOARD / "paired.csv")
-    assert len(found) == 5 * (4 + 4)
+    found = [r for r in read_rows(BOARD / "paired.csv") if r["metric"] == "auroc_ahead"]
+    controls, methods, hospitals = 5 + 1, 5 + 1 + 10, 4  # "+ 1" is the paper's own score
+    assert len(found) == 2 * controls + (2 + hospitals + 1) * methods
     tables = {
         name: summaries(read_rows(BOARD / f"{name}.csv"), "record_auroc")
         for name in {line["benchmark"] for line in found}

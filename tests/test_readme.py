@@ -43,6 +43,21 @@ def test_every_file_of_the_tree_is_there():
     assert not [name for name in names if not (ROOT / "ecgad" / name).exists()]
 
 
+@pytest.mark.parametrize("page", ["README.md", "data/README.md", "data/leaderboard/README.md"])
+def test_what_a_page_links_to_is_there(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text)
+    assert links or page == "data/README.md"
+    for file, heading in links:
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), file
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), flags=re.MULTILINE)
+            assert heading in [
+                re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings
+            ]
+
+
 def test_every_method_is_in_the_table_of_methods():
     from ecgad.methods import names
 

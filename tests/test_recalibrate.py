@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,28 @@ def test_the_records_a_model_was_calibrated_with_give_its_calibration(bundle, ec
     again = recalibrated(bundle, [made[i] for i in first]).calibration
     for group, scores in bundle.calibration.groups.items():
         np.testing.assert_allclose(again.groups[group], scores, rtol=1e-3, atol=1e-4)
+
+
+def test_a_record_of_the_calibration_counts_itself_to_the_last_bit(bundle, ecg):
+    made = records(ecg(60, seed=4, t=1234))
+    own = recalibrated(bundle, made)
+    scores = [bundle.score(record).score for record in made]
+    assert own.calibration.groups["12 of 12 leads"] == scores
+
+
+def test_no_more_than_two_records_are_in_memory_at_once(bundle, ecg):
+    """The one being scored, and the next while it is read."""
+    alive = list[weakref.ref[Record]]()
+
+    def one_by_one():
+        for record in records(ecg(20, seed=3, t=1000)):
+            fresh = replace(record)
+            alive.append(weakref.ref(fresh))
+            yield fresh
+            del fresh
+            assert sum(ref() is not None for ref in alive) <= 2
+
+    assert recalibrated(bundle, one_by_one()).card["recalibrated"]["records"] == 20
 
 
 def test_records_that_cannot_be_judged_on_all_leads_are_counted_and_left_out(bundle, ecg):

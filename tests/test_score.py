@@ -2,18 +2,23 @@
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from ecgad.prepare.signal import Prepared
 from ecgad.score import (
+    EDGES,
     Rule,
+    edge_limits,
     feature_names,
     features,
     fit_rule,
     intervals,
     lead_scores,
+    parts,
     relative,
     row_validity,
     score,
@@ -83,10 +88,11 @@ def test_a_score_of_two_features_is_the_mean_of_their_deviations():
 def test_a_soft_score_is_near_that_of_the_strangest_feature():
     rule = a_rule(use=("mean", "top"), soft=True)
     assert score({"mean": 2.0, "top": 10.0}, rule) == pytest.approx(2.0)  # both are 2 deviations
-    parts = (3.0, -1.0)
-    assert score({"mean": 2.5, "top": -2.0}, rule) == pytest.approx(np.log(np.exp(parts).mean()))
+    z = (3.0, -1.0)
+    assert score({"mean": 2.5, "top": -2.0}, rule) == pytest.approx(np.log(np.exp(z).mean()))
     assert score({"mean": 501.0, "top": 2.0}, rule) == pytest.approx(1000 - np.log(2))
     assert score({"mean": np.inf, "top": 2.0}, rule) == np.inf
+    assert parts({"mean": 2.5, "top": -2.0}, rule) == {"mean": 3.0, "top": -1.0}
 
 
 def test_a_rule_of_before_there_were_soft_ones_is_a_mean():
@@ -102,6 +108,55 @@ def test_one_in_a_hundred_places_of_the_held_out_records_is_above_the_limit():
     over = [(smoothen(m, v, 2) > np.array(rule.place_limit)[:, None]).mean()
             for m, v in zip(held_out, valid, strict=True)]  # fmt: skip
     assert np.mean(over) == pytest.approx(0.01, abs=1e-3)
+
+
+def test_near_the_ends_of_a_window_the_limit_is_what_normals_stay_under_there():
+    """A model that is unsure at the ends would mark them in every record."""
+    held_out = maps()
+    for map in held_out:
+        map[:, :7] *= 3
+        map[:, -7:] *= 3
+    valid = [np.ones(m.shape, bool) for m in held_out]
+    valid[0][:, :100] = False  # where a record begins late, so do its steps
+    fit = partial(fit_rule, held_out, valid, [np.zeros(0)] * 40, (), ("mean",), smooth=0)
+    rule, limit = fit(edge_step=5), np.array(fit().place_limit)[:, None]
+    assert (rule.edge_step, len(rule.edge)) == (5, EDGES)
+    over = [[] for _ in range(EDGES)]
+    for m, v in zip(held_out, valid, strict=True):
+        judged = (m / limit)[:, v.any(axis=0)]
+        for k, places in enumerate(over):
+            places += [judged[:, 5 * k : 5 * k + 5], judged[:, ::-1][:, 5 * k : 5 * k + 5]]
+    by_hand = [max(np.quantile(np.concatenate(places), 0.99), 1) for places in over]
+    assert rule.edge == pytest.approx(by_hand)
+    assert min(rule.edge[:2]) > 2 > 1.3 > max(rule.edge[2:])
+    assert fit().edge == ()
+
+
+def test_the_limits_of_windows_lie_as_the_windows_do():
+    rule = a_rule(edge=(4.0, 2.0), edge_step=3)
+    windows, starts = np.zeros((2, 2, 40), np.float32), np.array([0, 20])
+    prepared = Prepared(windows, starts, np.ones((2, 62), bool), ())
+    one = np.array([4.0] * 3 + [2.0] * 3 + [1.0] * 28 + [2.0] * 3 + [4.0] * 3)
+    by_hand = np.ones(62)  # no window lies over the last two samples
+    by_hand[:20], by_hand[40:60] = one[:20], one[20:]
+    by_hand[20:40] = (one[20:] + one[:20]) / 2
+    limits = edge_limits(rule, prepared)
+    np.testing.assert_allclose(limits, by_hand)
+    assert edge_limits(a_rule(), prepared) == 1
+    map, valid = np.full((2, 62), 8.0), np.ones((2, 62), bool)
+    standing = relative(map, valid, rule, 0, limits)
+    np.testing.assert_allclose(standing, [8 / by_hand] * 2, rtol=1e-6)
+
+
+def test_the_strongest_stretch_of_each_lead_is_told_where_all_would_be_too_many():
+    map = np.full((3, 1000), 0.5)
+    for i in range(9):
+        map[0, 100 * i : 100 * i + 20] = 3 + i / 10
+    map[1, 100:120], map[1, 300:320], map[2, 500:520] = 1.5, 1.4, 2.0
+    found = intervals(map, ("I", "II", "V1"), 100.0, most=5)
+    assert [(i.lead, round(i.score, 1)) for i in found] == [
+        ("I", 3.8), ("I", 3.7), ("I", 3.6), ("V1", 2.0), ("II", 1.5),
+    ]  # fmt: skip
 
 
 def test_features_the_method_does_not_have_are_refused_by_name():

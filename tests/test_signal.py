@@ -183,6 +183,14 @@ def test_a_record_shorter_than_a_window_is_refused_with_both_lengths():
         prepare(made(seconds=4), Preparation())
 
 
+def test_a_record_sampled_more_slowly_than_the_band_asks_for_is_refused():
+    for rate_hz in (25.0, 79.0):
+        slow = made(rate_hz=rate_hz)
+        with pytest.raises(ValueError, match=f"{rate_hz:g} Hz; .* up to 40 Hz, .* at least 80"):
+            prepare(slow, Preparation())
+    prepare(made(rate_hz=80.0), Preparation())
+
+
 def test_a_record_with_none_of_the_leads_is_refused_by_name():
     record = made(leads=LEADS[:2])
     with pytest.raises(ValueError, match="leads resp, abp"):

@@ -87,7 +87,10 @@ def assess(record: Record, min_leads: int = 1) -> Assessment:
         *_einthoven(record, x, usable),
     ]
     if (left := int((2 * _count(usable) >= time).sum())) < min_leads:
-        return _reject(ok, [f"{left} leads are usable; at least {min_leads} needed", *reasons])
+        few = (
+            f"{left} leads are usable; at least {min_leads} needed" if left else "no lead is usable"
+        )
+        return _reject(ok, [few, *reasons])
     return Assessment(Quality("limited" if reasons else "ok", tuple(reasons)), usable)
 
 

@@ -6,6 +6,7 @@ mean after scaling, and stays out of the score through `Prepared.valid`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -161,12 +162,19 @@ def prepare(record: Record, preparation: Preparation, usable: np.ndarray | None 
 
     `usable` (leads, time) is what `quality.assess` leaves of `record.valid`. Windows follow one
     another; the last one is moved back so that it ends where the margin begins. Raises `ValueError`
-    when the record is shorter than one window and its margins, or has none of the leads.
+    when the record is shorter than one window and its margins, is sampled more slowly than the
+    band asks for, or has none of the leads.
     """
     margin = preparation.margin
     if record.duration_s * preparation.rate_hz < preparation.window + 2 * margin - 0.5:
         least = preparation.window_s + 2 * preparation.margin_s
-        raise ValueError(f"{record.duration_s:.1f} s long; the model needs at least {least:g} s")
+        whole = math.floor(10 * record.duration_s) / 10  # so that 9.99 is not told as 10.0
+        raise ValueError(f"{whole:.1f} s long; the model needs at least {least:g} s")
+    if record.rate_hz < 2 * preparation.band_hz[1]:
+        raise ValueError(
+            f"{record.rate_hz:g} Hz; the model looks at up to {preparation.band_hz[1]:g} Hz, which "
+            f"takes at least {2 * preparation.band_hz[1]:g}"
+        )
     keep = record.valid if usable is None else record.valid & usable
     record = _without_lost(replace(record, signal=_bridge(record.signal, keep), valid=keep))
     record = _select(resample(derive(record), preparation.rate_hz), preparation.leads)

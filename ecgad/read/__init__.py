@@ -12,34 +12,42 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ecgad.read import arrays, clinical, wfdb
+from ecgad.read.arrays import UNSTATED, Stated
 from ecgad.read.wfdb_header import mentioned, parse_header
 from ecgad.record import NotMine, ReadError, Record
 
-__all__ = ["FORMATS", "PASSING", "Annotations", "find", "read", "read_annotations", "read_hours"]
+__all__ = [
+    "FORMATS", "PASSING", "UNSTATED", "Annotations", "Stated", "find", "read", "read_annotations",
+    "read_hours",
+]  # fmt: skip
 
 FORMATS = f"WFDB (a .hea with its .dat or .mat), {arrays.FORMATS}, {clinical.FORMATS}"
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # none of a file's
-_READERS = (wfdb.read, arrays.read, clinical.read)
 _ENDINGS = (".hea", ".dat", ".mat")
 
 
-def read(path: str | Path) -> Record:
+def read(path: str | Path, *, unit: str | None = None, rate_hz: float | None = None) -> Record:
     """The record at `path`: signal (leads, time) float32 in mV, as it stands in the file.
 
     For WFDB, `path` is the header, a signal file, or either without its ending. Other formats are
-    one file; all but CSV and .npz need the extra `formats`. Raises `ReadError` when there is no
+    one file; all but CSV and .npz need the extra `formats`. `unit` (mV, uV, nV or V) and `rate_hz`
+    are those of a CSV or .npz that states none itself. Raises `ReadError` when there is no
     such file, when it is of no format read here, or when it is damaged beyond use; `OSError` when
     it is the machine that lacks something (`PASSING`: space, open files, memory). Lesser damage
     (truncated, wrong checksum, no unit) is in the record's `warnings`.
     """
-    path = Path(path)
+    return _read(Path(path), Stated(unit, rate_hz).checked())
+
+
+def _read(path: Path, stated: Stated) -> Record:
     reasons = []
-    for reader in _READERS:
+    for reader in (wfdb.read, partial(arrays.read, stated=stated), clinical.read):
         try:
             return reader(path)
         except NotMine as error:
@@ -51,7 +59,7 @@ def read(path: str | Path) -> Record:
     raise ReadError(f"{path}: {_what_came(path, reasons)}")
 
 
-def read_hours(path: str | Path) -> Iterator[Record]:
+def read_hours(path: str | Path, stated: Stated = UNSTATED) -> Iterator[Record]:
     """What `read` gives, in the pieces of `Record.hours`: one, unless the recording is long.
 
     A long recording in one file of format 16 is read piece by piece; of others only the pieces are
@@ -61,7 +69,7 @@ def read_hours(path: str | Path) -> Iterator[Record]:
     try:
         yield from wfdb.read_hours(path)
     except NotMine:
-        yield from read(path).hours()
+        yield from _read(path, stated).hours()
     except OSError as error:
         if error.errno in PASSING:
             raise

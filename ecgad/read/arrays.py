@@ -2,19 +2,25 @@
 
 CSV   a line of column names: a time, in s or ms, and the leads, each with its unit: "time (s)",
       "I (mV)" or "V1_uV". The units may stand in a line of their own, as PhysioNet's `rdsamp -c -H
-      -v -ps` writes them. Commas, tabs, or semicolons (decimals may then be 0,5).
+      -v -ps` writes them. Commas, tabs, or semicolons (decimals may then be 0,5). Lines that
+      begin with # may stand before it.
 NPZ   np.savez(file, signal=..., rate_hz=500, leads=["I", ...], unit="mV"), signal (leads, time)
+
+Who knows the unit or the rate of files that say neither can say so: `Stated`.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
+import math
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +36,21 @@ _NOTHING = ["", "-", "nan", "NaN", "NA", "null"]  # samples that are missing
 _START = 2**14  # bytes, in which the names and units of a table stand
 
 
+class Stated(NamedTuple):
+    """What is said of files that do not say it themselves, and only of those."""
+
+    unit: str | None = None  # mV, uV, nV or V
+    rate_hz: float | None = None
+
+    def checked(self) -> Stated:
+        """Itself; raises `ValueError` for what is no unit or rate."""
+        if self.unit is not None and self.unit.casefold() not in MV:
+            raise ValueError(f"unit is {self.unit!r}; mV, uV, nV or V is needed")
+        if self.rate_hz is not None and not 0 < self.rate_hz < math.inf:
+            raise ValueError(f"rate_hz is {self.rate_hz}; a number of samples a second is needed")
+        return self
+
+
 class Column(NamedTuple):
     name: str
     unit: str  # "" where none is stated
@@ -43,15 +64,24 @@ class Column(NamedTuple):
         return canonical(self.name) in LEADS
 
 
+class Clock(NamedTuple):
+    column: int
+    seconds: float  # of a unit of its times
+
+
 class Head(NamedTuple):
     columns: tuple[Column, ...]
     lines: int  # that it takes
     delimiter: str
 
 
-def read(path: Path) -> Record:
+UNSTATED = Stated()
+
+
+def read(path: Path, stated: Stated = UNSTATED) -> Record:
     """The record in a CSV or .npz. Raises `NotMine` when it is neither by its ending; `ReadError`
-    when the times, a unit or a name is missing, or when times are not evenly spaced."""
+    when a name is missing, the rate or a unit without being `stated`, or when times are not evenly
+    spaced."""
     if path.suffix.lower() == ".npy":
         raise NotMine(f"a .npy says neither rate, leads nor unit; {_SAVE} does")
     if path.suffix.lower() not in ENDINGS or not path.is_file():
@@ -60,7 +90,7 @@ def read(path: Path) -> Record:
     named = {"record_id": path.stem, "path": str(path)}
     named["source_sha256"] = hashlib.sha256(source).hexdigest()
     try:
-        return (_table if path.suffix.lower() == ".csv" else _archive)(source, named)
+        return (_table if path.suffix.lower() == ".csv" else _archive)(source, named, stated)
     except (TypeError, ValueError) as error:  # also what `Record` refuses
         raise ReadError(f"{path}: {error}") from error
 
@@ -73,7 +103,7 @@ def is_one(folder: str, name: str) -> bool:
         with Path(folder, name).open("rb") as file:
             if name.lower().endswith(".npz"):
                 return "signal.npy" in zipfile.ZipFile(file).namelist()
-            columns = _head(file.read(_START)).columns
+            columns = _head(_plain(file.read(_START))).columns
     except ReadError:
         return False
     except Exception:  # damaged, or not to be opened: `read` will say so
@@ -82,40 +112,68 @@ def is_one(folder: str, name: str) -> bool:
     return any(c.is_lead or (timed and c.unit.casefold() in MV) for c in columns)
 
 
-def _archive(source: bytes, named: dict[str, str]) -> Record:
+def _archive(source: bytes, named: dict[str, str], stated: Stated) -> Record:
     try:
         with np.load(io.BytesIO(source), allow_pickle=False) as file:
-            there = {key: file[key] for key in file.files}
+            there = _known(stated) | {key: file[key] for key in file.files}
     except Exception as error:  # numpy's, zipfile's, zlib's: of many kinds
         raise ReadError(f"not readable as .npz: {error}") from error
     if missing := [k for k in ("signal", "rate_hz", "leads", "unit") if k not in there]:
-        raise ReadError(f"it holds no {', '.join(missing)}; {_SAVE} does")
+        raise ReadError(f"it holds no {', '.join(missing)}; {_SAVE} does{_or_stated(missing)}")
     return Record.from_array(
-        there["signal"], rate_hz=float(there["rate_hz"].item()), unit=str(there["unit"]),
-        leads=[str(lead) for lead in there["leads"].ravel()], format="NumPy", **named,
+        there["signal"], rate_hz=float(np.asarray(there["rate_hz"]).item()),
+        unit=_word(np.asarray(there["unit"]).item()),
+        leads=[_word(lead) for lead in there["leads"].ravel()], format="NumPy", **named,
     )  # fmt: skip
 
 
-def _table(source: bytes, named: dict[str, str]) -> Record:
+def _word(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _or_stated(missing: Sequence[str]) -> str:
+    """What to say of what can be stated."""
+    options = {"rate_hz": "--rate-hz 500", "unit": "--unit mV"}
+    said = [options[key] for key in missing if key in options]
+    return f", or what you state: {' '.join(said)}" if said else ""
+
+
+def _known(stated: Stated) -> dict[str, Any]:
+    return {key: value for key, value in stated._asdict().items() if value is not None}
+
+
+def _table(source: bytes, named: dict[str, str], stated: Stated) -> Record:
+    source = _plain(source)
     head = _head(source)
-    time = next((i for i, c in enumerate(head.columns) if c.is_time), None)
-    if time is None:
-        raise ReadError("it has no column of times, such as 'time (s)', which tells its rate")
-    unit = _SECONDS.get(head.columns[time].unit.casefold())
-    if unit is None:
-        said = head.columns[time].unit or "no unit"
-        raise ReadError(f"its times have {said}; s or ms is needed, as in 'time (s)'")
-    leads, remarks = _leads(head.columns, time)
-    times, *values = _values(source, head, [time, *leads])
-    factors = [MV[head.columns[i].unit.casefold()] for i in leads]
+    columns = [
+        c._replace(unit=c.unit or stated.unit or "") if c.is_lead else c for c in head.columns
+    ]
+    clock, (leads, remarks) = _clock(columns, stated), _leads(columns)
+    values = _values(source, head, leads + ([clock.column] if clock else []))
+    rate_hz = rate_of(values.pop() * clock.seconds) if clock else stated.rate_hz or math.nan
+    factors = [MV[columns[i].unit.casefold()] for i in leads]
     return Record.from_array(
-        np.stack([x * mv for x, mv in zip(values, factors, strict=True)]),
-        rate_hz=rate_of(times * unit), unit="mV",
-        leads=[head.columns[i].name for i in leads], format="CSV", warnings=remarks, **named,
+        np.stack([x * mv for x, mv in zip(values, factors, strict=True)]), rate_hz=rate_hz,
+        unit="mV", leads=[columns[i].name for i in leads], format="CSV", warnings=remarks, **named,
     )  # fmt: skip
 
 
-def _leads(columns: tuple[Column, ...], time: int) -> tuple[list[int], tuple[str, ...]]:
+def _clock(columns: Sequence[Column], stated: Stated) -> Clock | None:
+    """The column of times; None where there is none with a unit, and the rate is `stated`."""
+    times = [(i, c.unit) for i, c in enumerate(columns) if c.is_time]
+    known = [Clock(i, _SECONDS[u.casefold()]) for i, u in times if u.casefold() in _SECONDS]
+    if known or stated.rate_hz is not None:
+        return known[0] if known else None
+    or_stated = "or the rate stated by you: --rate-hz 500"
+    if not times:
+        names = ", ".join(column.name for column in columns[:20])
+        needed = f"one of times, such as 'time (s)', is needed, {or_stated}"
+        raise ReadError(f"its columns are {names}; {needed}")
+    said = times[0][1] or "no unit"
+    raise ReadError(f"its times have {said}; s or ms is needed, as in 'time (s)', {or_stated}")
+
+
+def _leads(columns: Sequence[Column]) -> tuple[list[int], tuple[str, ...]]:
     """The columns that hold a voltage, and what is to be said of the others."""
     kept, remarks = [], []
     for i, column in enumerate(columns):
@@ -123,8 +181,11 @@ def _leads(columns: tuple[Column, ...], time: int) -> tuple[list[int], tuple[str
             kept.append(i)
         elif column.is_lead:
             said = f"is in {column.unit!r}" if column.unit else "has no unit"
-            raise ReadError(f"lead {column.name} {said}; mV, uV, nV or V is needed, as in 'I (mV)'")
-        elif i != time:
+            raise ReadError(
+                f"lead {column.name} {said}; mV, uV, nV or V is needed, as in 'I (mV)', or stated "
+                "by you: --unit mV"
+            )
+        elif not column.is_time:
             remarks.append(f"{column.name} is no voltage: left out")
     if not kept:
         raise ReadError("it holds no voltage; a lead's column is named as in 'I (mV)'")
@@ -151,9 +212,19 @@ def _named(name: str) -> Column:
     return Column(found[1].strip(), unit) if found and (known or found[2]) else Column(name, "")
 
 
+def _plain(source: bytes) -> bytes:
+    """Without the UTF-16 of Excel's "Unicode text", and without lines of comments at the top."""
+    if source.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        source = source.decode("utf-16", errors="replace").encode()
+    source = source.removeprefix(codecs.BOM_UTF8)
+    while source.startswith(b"#"):
+        source = source.partition(b"\n")[2]
+    return source
+
+
 def _text(source: bytes) -> str:
     try:
-        return source.decode("utf-8-sig")
+        return source.decode("utf-8")
     except UnicodeDecodeError:  # a µ of an older program
         return source.decode("latin-1")
 

@@ -7,6 +7,7 @@ false-alarm rate asked for, or "not assessable". None names a finding.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from ecgad.record import FLAGGED, NOT_FLAGGED, Interval
 
@@ -46,6 +47,17 @@ def p_words(p_value: float | None) -> str:
         f"{p_value:.3g}: at most {in_1000:g} in 1,000 records like those of the calibration "
         "come out this strange"
     )
+
+
+def parts_words(parts: Mapping[str, float]) -> str:
+    """What a score is made of, the strangest part first.
+
+    >>> parts_words({"error": 0.5, "rhythm": 4.31})
+    'rhythm 4.3, error 0.5 (deviations from the mean)'
+    """
+    most = sorted(parts.items(), key=lambda part: -part[1])
+    said = ", ".join(f"{name} {number(value, 1)}" for name, value in most)
+    return f"{said} (deviations from the mean)" if said else "–"
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -54,16 +54,21 @@ def summaries(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def update(readme: Path, folder: Path) -> None:
-    """Rewrites what stands between `<!-- table NAME METRIC METHOD.. -->` and `<!-- /table -->`."""
+    """Rewrites what stands between `<!-- table NAME METRIC METHOD.. -->` and `<!-- /table -->`.
+
+    `NAME:SOURCE,..` shows some of the sources, in this order.
+    """
     readme.write_text(rewritten(readme.read_text("utf-8"), folder), encoding="utf-8")
 
 
 def rewritten(text: str, folder: Path) -> str:
     def table(match: re.Match[str]) -> str:
         name, metric, *methods = match[1].split()
-        rows = read_rows(folder / f"{name}.csv")
-        rows = [r for r in rows if not methods or r["method"] in methods]
-        made = markdown(sorted(rows, key=lambda r: _place(r, methods)), metric)
+        name, _, sources = name.partition(":")
+        rows = _picked(
+            read_rows(folder / f"{name}.csv"), "source", sources.replace(",", " ").split()
+        )
+        made = markdown(_picked(rows, "method", methods), metric)
         return f"<!-- table {match[1]} -->\n{made}\n<!-- /table -->"
 
     text = re.sub(r"<!-- table ([^>]+) -->.*?<!-- /table -->", table, text, flags=re.DOTALL)
@@ -74,8 +79,10 @@ def rewritten(text: str, folder: Path) -> str:
     return re.sub(r"<!-- costs -->.*?<!-- /costs -->", made, text, flags=re.DOTALL)
 
 
-def _place(row: Row, methods: Sequence[str]) -> int:
-    return methods.index(row["method"]) if methods else 0
+def _picked(rows: Sequence[Row], column: str, values: Sequence[str]) -> Sequence[Row]:
+    """The rows that have one of `values`, in their order; all rows when there are none."""
+    found = [row for row in rows if row[column] in values]
+    return sorted(found, key=lambda row: values.index(row[column])) if values else rows
 
 
 def write_costs(folder: Path) -> None:

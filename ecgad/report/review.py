@@ -38,7 +38,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ecgad.bundle import SHIPPED, Bundle, load
-from ecgad.read import read_hours
+from ecgad.read import Stated, read_hours
 from ecgad.record import Result
 from ecgad.report import number
 from ecgad.report.html import manifest_head
@@ -140,7 +140,8 @@ class Review:
 
     def _result(self, row: dict[str, Any]) -> Result:
         place = Path(self.manifest.get("from") or "", row["path"])
-        bundle, pieces = self.bundle, read_hours(place)
+        stated = Stated(**self.manifest.get("stated") or {})
+        bundle, pieces = self.bundle, read_hours(place, stated)
         if (first := next(pieces)).source_sha256 != row["source_sha256"]:
             raise ValueError(
                 f"{row['path']} has changed since it was screened: its sha256 was "

@@ -7,11 +7,19 @@ named "[red]" is printed as it is.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ecgad.record import FLAGGED, Result
-from ecgad.report import DISCLAIMER, decision_words, interval_words, number, p_words
+from ecgad.report import (
+    DISCLAIMER,
+    decision_words,
+    interval_words,
+    number,
+    p_words,
+    parts_words,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
     from ecgad.methods import Description
 
 CHANCE, LITTLE = 0.5, 0.6  # AUROC of damage; the shipped model's is 0.76
+SHOWN = 20  # stretches of a record
 BAR = 24  # characters of the longest bar
 EXTRA: dict[str, str] = dict.fromkeys(("torch", "fvcore", "einops", "onnx", "onnxscript"), "train")
 EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a package
@@ -51,9 +60,11 @@ def summary_table(rows: list[dict[str, Any]], limit: int = 10) -> Table:
     scored = [row for row in rows if _finite(row["score"])]
     ranked = sorted(scored, key=lambda row: (row["p_value"] or 0.0, -row["score"]))
     table = _table("record", "score>", "p-value>", "decision", "strongest stretch", "quality")
+    often = Counter(row["record_id"] for row in ranked)
     for row in ranked[:limit]:
+        name = row["record_id"] if often[row["record_id"]] == 1 else row["path"]
         style = "bold" if row["decision"] == FLAGGED else ""
-        cells = (row["record_id"], number(row["score"]), _p(row["p_value"]), row["decision"])
+        cells = (name, number(row["score"]), _p(row["p_value"]), row["decision"])
         table.add_row(*map(_text, (*cells, _strongest(row), row["quality"])), style=style)
     return table
 
@@ -139,6 +150,7 @@ def _facts(result: Result) -> Table:
     for name, words in (
         ("decision", decision),
         ("score", f"{number(result.score)}  (higher is stranger)"),
+        ("made of", parts_words(result.parts)),
         ("p-value", p_words(result.p_value)),
         ("quality", "; ".join((grade, *reasons))),
         ("leads", ", ".join(result.record.leads) + _derived(result.leads_derived)),
@@ -167,8 +179,10 @@ def _lead_table(scores: Mapping[str, float]) -> Table:
 
 def _interval_table(result: Result) -> Table:
     table = _table("strange stretch", "strength>")
-    for lead, start_s, end_s, score in result.intervals:
+    for lead, start_s, end_s, score in result.intervals[:SHOWN]:
         table.add_row(_text(interval_words(lead, start_s, end_s)), _text(f"{score:.1f}×"))
+    if (more := len(result.intervals) - SHOWN) > 0:
+        table.add_row(_text(f"and {more} more"), "")
     return table
 
 

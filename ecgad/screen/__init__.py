@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from ecgad.bundle import CROWD, Bundle, load
 from ecgad.calibrate import check_alpha
-from ecgad.read import FORMATS, PASSING, find, read_hours
+from ecgad.read import FORMATS, PASSING, UNSTATED, Stated, find, read_hours
 from ecgad.record import ReadError, Record, Result
 from ecgad.screen import folder, site
 from ecgad.screen.progress import Progress
@@ -41,11 +41,22 @@ from ecgad.screen.workers import Done, run_chunks
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["NothingToScore", "schema", "score_file", "score_files", "screen", "take_shard"]
+__all__ = [
+    "NothingToScore",
+    "schema",
+    "score_each",
+    "score_file",
+    "score_files",
+    "screen",
+    "take_shard",
+]
 
 TOP = 20  # records drawn in the report
 LISTED = 10  # records told of at the end, at least
 SHORT_S = 60.0  # of a longer record there are windows enough to go through the model together
+
+
+Score = Callable[[str, Bundle], tuple[Row, Result | None]]
 
 
 class NothingToScore(ValueError):
@@ -62,6 +73,8 @@ def screen(
     shard: str | None = None,
     engine: str = "local",
     recalibrate: str | Path | None = None,
+    unit: str | None = None,
+    rate_hz: float | None = None,
     quiet: bool = False,
     only_top: bool = False,
 ) -> pa.Table:
@@ -73,8 +86,9 @@ def screen(
     is the model's ONNX file, on `workers` processes (default: one a core; 1: in this process), of
     this machine or, with `engine="ray"`, of a Ray cluster whose nodes all see the same files.
     `shard="1/4"` takes every fourth record, from the first on. `recalibrate` is a folder or list of
-    this site's own presumed normals: p-values are then counted among their scores. `only_top`
-    returns the strangest rows alone, where all would be too many for memory.
+    this site's own presumed normals: p-values are then counted among their scores. `unit` and
+    `rate_hz` are those of CSV and .npz files that state none themselves. `only_top` returns the
+    strangest rows alone, where all would be too many for memory.
 
     Raises `ValueError` when there is no record, when `out` holds another screening or is in use,
     or when nothing could ever be flagged at `alpha`; `ReadError` when a path does not exist.
@@ -83,7 +97,7 @@ def screen(
 
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; at least 1 process is needed")
-    runner = _runner(engine, workers)
+    runner, stated = _runner(engine, workers), Stated(unit, rate_hz).checked()
     out, bundle = Path(out), model if isinstance(model, Bundle) else load(model)
     if recalibrate is None:
         check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
@@ -96,18 +110,19 @@ def screen(
     with folder.locked(out):
         own = bundle.folder or out / "model"
         home = out / "model" if recalibrate else own
-        command = _command(paths, out, own if model else None, alpha, shard, recalibrate)
-        with site.settled(bundle, out, recalibrate, quiet) as place:
+        command = _command(paths, out, own if model else None, alpha, shard, recalibrate, stated)
+        with site.settled(bundle, out, recalibrate, stated, quiet) as place:
             bundle = load(place)
             check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
-            planned = folder.plan(places, bundle, alpha, shard, command, paths, every)
+            planned = folder.plan(places, bundle, alpha, shard, stated, command, paths, every)
             del places, every  # 0.3 GB of a million
             manifest = folder.begin(out, planned)
         before = manifest["ended"]
         _score_parts(out, manifest, home, runner, quiet)
         table = folder.finish(out, manifest, bundle.card)
         top = folder.rows(out, manifest, strangest(table, max(TOP, LISTED)))
-        _draw(out, top[:TOP], home, alpha, workers or _cores(), quiet)
+        score = partial(score_file, alpha=alpha, stated=stated)
+        _draw(out, top[:TOP], home, score, workers or _cores(), quiet)
     if not quiet:
         _tell(manifest, before)
     return pa.Table.from_pylist(top, schema=schema()) if only_top else folder.read_table(out)
@@ -137,40 +152,69 @@ def take_shard(places: list[Path], shard: str | None) -> list[Path]:
 
 
 def score_file(
-    path: str, bundle: Bundle, alpha: float, pieces: Iterable[Record] | None = None
+    path: str,
+    bundle: Bundle,
+    alpha: float,
+    stated: Stated = UNSTATED,
+    pieces: Iterable[Record] | None = None,
 ) -> tuple[Row, Result | None]:
     """The row of one file, whose `pieces` may have been read before, and its result unless the row
     is that of a failure. Never raises."""
     try:
-        result = bundle.score_hours(pieces or read_hours(path), alpha=alpha)
+        result = bundle.score_hours(pieces or read_hours(path, stated), alpha=alpha)
         return result_row(result, path), result
     except Exception as error:
         return _failure(path, error, bundle), None
 
 
-def score_files(paths: Sequence[str], bundle: Bundle, alpha: float) -> list[Row]:
-    """`score_file` of each: the same rows, in less time where records are short."""
-    crowds = (paths[first : first + CROWD] for first in range(0, len(paths), CROWD))
-    return [row for crowd in crowds for row in _score_crowd(crowd, bundle, alpha)]
+def score_each(
+    paths: Sequence[str], bundle: Bundle, alpha: float, stated: Stated = UNSTATED
+) -> Iterator[tuple[Row, Result | None]]:
+    """`score_file` of all records at `paths`; a path that leads nowhere is a failure too.
 
-
-def _score_crowd(paths: Sequence[str], bundle: Bundle, alpha: float) -> list[Row]:
-    rows, short = dict[str, Row](), dict[str, Record]()
+    Raises `ReadError` when none of them exists.
+    """
+    check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
+    missing = 0
     for path in paths:
         try:
-            first = next(pieces := read_hours(path))
+            places = find(path)
+        except ReadError as error:
+            if (missing := missing + 1) == len(paths):
+                raise
+            yield failed_row(path, str(error), bundle), None
+            continue
+        if not places:
+            yield failed_row(path, f"{path}: no record in it; read are: {FORMATS}", bundle), None
+        yield from (score_file(str(place), bundle, alpha, stated) for place in places)
+
+
+def score_files(
+    paths: Sequence[str], bundle: Bundle, alpha: float, stated: Stated = UNSTATED
+) -> list[Row]:
+    """`score_file` of each: the same rows, in less time where records are short."""
+    crowds = (paths[first : first + CROWD] for first in range(0, len(paths), CROWD))
+    return [row for crowd in crowds for row in _score_crowd(crowd, bundle, alpha, stated)]
+
+
+def _score_crowd(paths: Sequence[str], bundle: Bundle, alpha: float, stated: Stated) -> list[Row]:
+    rows, short = dict[str, Row](), dict[str, Record]()
+    score = partial(score_file, bundle=bundle, alpha=alpha)
+    for path in paths:
+        try:
+            first = next(pieces := read_hours(path, stated))
         except Exception as error:
             rows[path] = _failure(path, error, bundle)
             continue
         if first.duration_s <= SHORT_S:
             short[path] = first
         else:
-            rows[path] = score_file(path, bundle, alpha, chain([first], pieces))[0]
+            rows[path] = score(path, pieces=chain([first], pieces))[0]
     try:
         results = bundle.score_many(list(short.values()), alpha=alpha)
         rows |= {path: result_row(r, path) for path, r in zip(short, results, strict=True)}
     except Exception:  # over which of them, each by itself will tell
-        rows |= {path: score_file(path, bundle, alpha, [r])[0] for path, r in short.items()}
+        rows |= {path: score(path, pieces=[r])[0] for path, r in short.items()}
     return [rows[path] for path in paths]
 
 
@@ -212,7 +256,8 @@ def _score_parts(
     }
     total = len(manifest["inputs"])
     done = total - sum(map(len, missing.values()))
-    make = partial(_scorer, home, manifest["alpha"], manifest.get("from"))
+    stated = Stated(**manifest.get("stated") or {})
+    make = partial(_scorer, home, manifest["alpha"], stated, manifest.get("from"))
     lost = partial(_lost, home)
     try:
         with (
@@ -227,12 +272,14 @@ def _score_parts(
         folder.write_manifest(out, manifest)
 
 
-def _scorer(home: Path, alpha: float, here: str | None) -> Callable[[Sequence[str]], list[Row]]:
+def _scorer(
+    home: Path, alpha: float, stated: Stated, here: str | None
+) -> Callable[[Sequence[str]], list[Row]]:
     """What a process does with paths, relative ones from `here`; it loads the model once."""
     if here:
         os.chdir(here)
     bundle = load(home)
-    return lambda paths: score_files(paths, bundle, alpha)
+    return lambda paths: score_files(paths, bundle, alpha, stated)
 
 
 def _lost(home: Path, path: str, code: int | None) -> Row:
@@ -243,12 +290,12 @@ def _lost(home: Path, path: str, code: int | None) -> Row:
     return failed_row(path, what, load(home))
 
 
-def _draw(out: Path, top: list[Row], home: Path, alpha: float, workers: int, quiet: bool) -> None:
+def _draw(out: Path, top: list[Row], home: Path, score: Score, workers: int, quiet: bool) -> None:
     """The report; the strangest records are scored again, to be drawn."""
     from ecgad.report.html import write_report
 
     chunks = {i: [row["path"]] for i, row in enumerate(top)}
-    make, pages = partial(_drawer, home, alpha), []
+    make, pages = partial(_drawer, home, score), []
     with (
         Progress("drawing", "pages", len(top), 0, quiet) as progress,
         closing(run_chunks(chunks, make, lambda path, code: None, workers)) as drawn,
@@ -259,13 +306,13 @@ def _draw(out: Path, top: list[Row], home: Path, alpha: float, workers: int, qui
     write_report(out, pages=pages)
 
 
-def _drawer(home: Path, alpha: float) -> Callable[[Sequence[str]], list[str | None]]:
+def _drawer(home: Path, score: Score) -> Callable[[Sequence[str]], list[str | None]]:
     from ecgad.report.page import page_html
 
     bundle = load(home)
 
     def draw(paths: Sequence[str]) -> list[str | None]:
-        results = [score_file(path, bundle, alpha)[1] for path in paths]
+        results = [score(path, bundle)[1] for path in paths]
         return [page_html(result) if result else None for result in results]
 
     return draw
@@ -278,10 +325,13 @@ def _command(
     alpha: float,
     shard: str | None,
     recalibrate: str | Path | None,
+    stated: Stated,
 ) -> str:
     words = ["ecgad", "screen", *map(str, paths), "-o", str(out), "--alpha", f"{alpha:g}"]
     words += ["--model", str(home)] if home else []
     words += ["--recalibrate", str(recalibrate)] if recalibrate else []
+    words += ["--unit", stated.unit] if stated.unit else []
+    words += ["--rate-hz", f"{stated.rate_hz:g}"] if stated.rate_hz else []
     return shlex.join(words + (["--shard", shard] if shard else []))
 
 

@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from ecgad import __version__
 from ecgad.bundle import CROWD, Bundle
 from ecgad.drift import drift, words
+from ecgad.read import Stated
 from ecgad.recalibrate import fingerprint
 from ecgad.screen.rows import VERSION, Row, counts, schema
 from ecgad.screen.site import compare
@@ -32,7 +33,15 @@ from ecgad.screen.site import compare
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SAME = ("model", "alpha", "shard", "versions", "from", "inputs")  # in runs that share a folder
+SAME = (
+    "model",
+    "alpha",
+    "shard",
+    "stated",
+    "versions",
+    "from",
+    "inputs",
+)  # in runs that share a folder
 BRIEF = ["source_sha256", "score", "p_value", "p_group", "decision", "error"]  # columns
 LIBRARIES = ("numpy", "scipy", "wfdb", "onnxruntime", "pyarrow", "ecgdatakit", "pydicom")
 
@@ -71,6 +80,7 @@ def plan(
     bundle: Bundle,
     alpha: float,
     shard: str | None,
+    stated: Stated,
     command: str,
     paths: Iterable[str | Path],
     every: Sequence[Path],
@@ -91,6 +101,7 @@ def plan(
         },
         "alpha": alpha,
         "shard": shard,
+        "stated": stated._asdict() if any(stated) else None,
         "paths": list(map(str, paths)),
         "from": None if all(place.is_absolute() for place in every) else str(Path.cwd()),
         "found": {"inputs": len(every), "sha256": fingerprint(map(str, every))},  # by all shards

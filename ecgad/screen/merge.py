@@ -13,7 +13,7 @@ from ecgad.report.html import TOP, page_file, write_report
 from ecgad.screen import folder
 from ecgad.screen.rows import Row, strangest
 
-ALIKE = ("schema", "model", "alpha", "paths", "found", "versions")  # in all shards
+ALIKE = ("schema", "model", "alpha", "stated", "paths", "found", "versions")  # in all shards
 
 
 def merge(shards: list[Path], out: Path) -> tuple[dict[str, int], list[Row]]:

@@ -16,7 +16,7 @@ from ecgad.record import FLAGGED, NOT_ASSESSABLE, Result
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 1  # of the columns
+VERSION = 2  # of the columns
 
 Row = dict[str, Any]
 
@@ -28,12 +28,14 @@ def schema() -> pa.Schema:
 
     text, texts, real = pa.string(), pa.list_(pa.string()), pa.float64()
     lead = pa.struct([("lead", text), ("score", real)])
+    made_of = pa.struct([("part", text), ("score", real)])
     stretch = pa.struct([("lead", text), ("start_s", real), ("end_s", real), ("score", real)])
     columns = {
         "record_id": text, "path": text, "source_sha256": text, "format": text,
         "rate_hz": real, "duration_s": real, "leads_present": texts, "leads_derived": texts,
         "quality": text, "quality_reasons": texts, "score": real, "p_value": real,
-        "p_group": text, "decision": text, "lead_scores": pa.list_(lead),
+        "p_group": text, "decision": text, "parts": pa.list_(made_of),
+        "lead_scores": pa.list_(lead),
         "intervals": pa.list_(stretch), "model_id": text, "model_sha256": text,
         "ecgad_version": text, "error": text,
     }  # fmt: skip
@@ -57,6 +59,7 @@ def result_row(result: Result, path: str) -> Row:
         "p_value": _finite(result.p_value),
         "p_group": result.p_group or None,
         "decision": result.decision,
+        "parts": [{"part": k, "score": _finite(v)} for k, v in result.parts.items()],
         "lead_scores": [{"lead": k, "score": v} for k, v in result.lead_scores.items()],
         "intervals": [interval._asdict() for interval in result.intervals],
         "model_id": result.model_id,
@@ -76,6 +79,7 @@ def failed_row(path: str, error: str, bundle: Bundle) -> Row:
         "quality": "reject",
         "quality_reasons": [],
         "decision": NOT_ASSESSABLE,
+        "parts": [],
         "lead_scores": [],
         "intervals": [],
         "model_id": bundle.id,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,18 @@ import numpy as np
 from ecgad.bundle import Bundle
 from ecgad.calibrate import p_values
 from ecgad.card import write_card
+from ecgad.read import Stated
 from ecgad.recalibrate import fingerprint, readable, recalibrated
+from ecgad.record import Record
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 @contextmanager
-def settled(bundle: Bundle, out: Path, normals: str | Path | None, quiet: bool) -> Iterator[Path]:
+def settled(
+    bundle: Bundle, out: Path, normals: str | Path | None, stated: Stated, quiet: bool
+) -> Iterator[Path]:
     """The folder that holds the model, calibrated with the records at `normals` if given.
 
     A model to be kept in `out` is written beside first, and takes its place on leaving without an
@@ -40,7 +45,7 @@ def settled(bundle: Bundle, out: Path, normals: str | Path | None, quiet: bool) 
         if normals is None:
             bundle.save(beside)
         else:
-            _calibrate(bundle, normals, home, beside, quiet)
+            _calibrate(bundle, partial(readable, normals, stated=stated), home, beside, quiet)
         yield beside
         shutil.rmtree(home, ignore_errors=True)
         beside.rename(home)
@@ -76,16 +81,19 @@ def words(found: dict[str, Any]) -> str:
     )
 
 
-def _calibrate(bundle: Bundle, normals: str | Path, home: Path, beside: Path, quiet: bool) -> None:
-    records = list(readable(normals, lambda said: None if quiet else print(said, file=sys.stderr)))
-    known = {"from": bundle.sha256, "fingerprint": fingerprint(r.source_sha256 for r in records)}
+def _calibrate(
+    bundle: Bundle, normals: Callable[..., Iterator[Record]], home: Path, beside: Path, quiet: bool
+) -> None:
+    """The records are read twice, the second time to be scored, so that one is in memory."""
+    tell = (lambda said: None) if quiet else (lambda said: print(said, file=sys.stderr))
+    sources = [record.source_sha256 for record in normals(tell)]
+    known = {"from": bundle.sha256, "fingerprint": fingerprint(sources)}
     if (home / "card.json").is_file():
         note = json.loads((home / "card.json").read_text(encoding="utf-8")).get("recalibrated")
         if note and known.items() <= note.items():
             shutil.copytree(home, beside, dirs_exist_ok=True)
             return
-    if not quiet:
-        print(f"calibrating with {len(records)} records of {normals}", file=sys.stderr)
-    card = recalibrated(bundle, records).card
+    tell(f"calibrating with {len(sources)} records")
+    card = recalibrated(bundle, normals(lambda said: None)).card
     bundle.save(beside)
     write_card(card, beside)
