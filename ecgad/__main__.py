@@ -162,8 +162,8 @@ def train(
         root: Folder that holds the benchmark's files.
         name: The model's name; that of the method if absent.
     """
-    from ecgad.evaluate import load_sets, progress_line, trained
-    from ecgad.learn import train_into
+    from ecgad.evaluate import load_sets, trained
+    from ecgad.learn import progress_line, train_into
     from ecgad.methods import as_settings
     from ecgad.read import Stated
     from ecgad.recalibrate import readable

@@ -24,12 +24,20 @@ from ecgad import image_plans
 from ecgad.benchmarks import Case, Sets
 from ecgad.bundle import Bundle, load, load_detector
 from ecgad.calibrate import Calibration
-from ecgad.learn import Normals, Pretraining, calibrate, learn, prepared_windows
+from ecgad.learn import (
+    Normals,
+    Pretraining,
+    calibrate,
+    check_same,
+    learn,
+    prepared_windows,
+    progress_line,
+)  # fmt: skip
 from ecgad.prepare.image import AnyPreparation, AnyPrepared, ImagePreparation, prepare_image
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, prepare
 from ecgad.tabulate import COLUMNS, Place, Row, Scored, short, tabulate
-from ecgad.train import Budget, Progress
+from ecgad.train import Budget
 
 Report = Callable[[str], None]
 
@@ -47,6 +55,7 @@ class Plan:
     weights: str = ""  # the plan whose weights are taken as they are, built with these settings
 
 
+CONTROLS = ("pca", "mahalanobis", "knn")  # nothing in them is learned by gradient
 FROM_SCRATCH = ("rcae", "fader", "nbs")
 ON_ENCODER = ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
 EIGHT = {"rounds": 8, "hidden": 0.25, "error": 8}  # maskings as in training: seven times as dear
@@ -88,6 +97,7 @@ PLANS = {
     "mahalanobis-amplitudes": Plan("mahalanobis", {"slope_levels": (), "bands": 0, "lags": ()}),
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),
+    **{name: Plan() for name in CONTROLS},
     **{name: _equal(name) for name in (*FROM_SCRATCH, *ON_ENCODER)},
     **{name: _equal(*without) for name, without in WITHOUT.items()},
     # no training: the refiner is only taken out
@@ -189,35 +199,38 @@ def trained(
     """The bundle of plan or method `name` and `seed` in `folder`: learned by its plan, or loaded.
 
     `settings` go before those of the plan. A killed training carries on from its checkpoint. What
-    was learned of generated normals is kept in folder `pretrained` and used again.
+    was learned of generated normals is kept in folder `pretrained` and used again. Raises
+    `ValueError` when `folder` holds a model of another training.
     """
-    if (folder / "card.json").is_file():
-        return load(folder, kind=sets.kind)
     preparation = sets.preparation or Preparation()
     plan = _plan(name, preparation)
     if plan.weights:
         base = folder.with_name(f"{plan.weights}-{seed}")
         trained(plan.weights, sets, seed, base, pretrained=pretrained, report=report)
         return reduced(base, plan.settings, normals(sets, preparation))
-    folder.mkdir(parents=True, exist_ok=True)
     method, chosen = plan.method or name, {**plan.settings, **(settings or {})}
+    learned = normals(sets, preparation)
+    most = -(-plan.epochs * len(learned.train) // plan.budget.batch)
+    budget = replace(plan.budget, steps=min(plan.budget.steps, most))
+    if (folder / "card.json").is_file():
+        there = load(folder, kind=sets.kind)
+        check_same(there, folder, method, chosen, seed, budget, learned)
+        return there
+    folder.mkdir(parents=True, exist_ok=True)
     if plan.encoder:
         base = folder.with_name(f"{plan.encoder}-{seed}")
         trained(plan.encoder, sets, seed, base, pretrained=pretrained, report=report)
         chosen = {"encoder": str(base), **chosen}
     pretrain = None
     if plan.pretrain is not None and sets.generated and isinstance(preparation, Preparation):
-        budget = plan.pretrain if sets.begin else replace(plan.pretrain, steps=0)
-        kept = pretrained and pretrained / _digest(method, chosen, preparation, budget, seed)
+        before = plan.pretrain if sets.begin else replace(plan.pretrain, steps=0)
+        kept = pretrained and pretrained / _digest(method, chosen, preparation, before, seed)
         pretrain = Pretraining(
-            lambda: generated_windows(sets.generated, preparation), sets.generated, budget, kept
+            lambda: generated_windows(sets.generated, preparation), sets.generated, before, kept
         )
-    learned = normals(sets, preparation)
-    most = -(-plan.epochs * len(learned.train) // plan.budget.batch)
     bundle = learn(
         method, learned, seed=seed, name=id or folder.name, settings=chosen,
-        preparation=preparation, pretrain=pretrain,
-        budget=replace(plan.budget, steps=min(plan.budget.steps, most)),
+        preparation=preparation, pretrain=pretrain, budget=budget,
         checkpoint=folder / "checkpoint.pt", device=device,
         report=lambda progress: report(progress_line(progress)),
     )  # fmt: skip
@@ -230,7 +243,7 @@ def trained(
 def _plan(name: str, preparation: AnyPreparation) -> Plan:
     if isinstance(preparation, ImagePreparation):
         return Plan(*image_plans.plan(name, preparation.shape), budget=EQUAL)
-    return PLANS.get(name, Plan())
+    return PLANS.get(name, _equal(name))
 
 
 def reduced(folder: Path, settings: Mapping[str, Any], normals: Normals) -> Bundle:
@@ -385,13 +398,4 @@ def _schema():  # noqa: ANN202 - pyarrow is not imported before it is needed
     return pa.schema(
         [(k, text) for k in ("method", "source", "patient", "record_id", "label")]
         + [("seed", pa.int8()), ("abnormal", pa.bool_()), ("score", number), ("p_value", number)]
-    )
-
-
-def progress_line(progress: Progress) -> str:
-    damage = "" if progress.damage_auroc is None else f"  damage AUROC {progress.damage_auroc:.3f}"
-    left = progress.seconds / progress.step * (progress.steps - progress.step)
-    return (
-        f"{progress.stage} {progress.step}/{progress.steps}  loss {progress.loss:.3f}{damage}"
-        f"  {left / 60:.1f} min left"
     )

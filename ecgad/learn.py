@@ -107,8 +107,10 @@ def train_into(
 ) -> Bundle:
     """As `train`, into `folder`; killed and started again, it carries on from its checkpoint.
 
-    Raises `ValueError` when that is of another training.
+    Raises `ValueError` when that is of another training, or when `folder` holds a finished model.
     """
+    if (folder / "card.json").is_file():
+        raise ValueError(f"{folder} holds a trained model: take another -o, or remove that one")
     records = list(records)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
@@ -117,6 +119,29 @@ def train_into(
     bundle.save(folder)
     checkpoint.unlink(missing_ok=True)
     return bundle
+
+
+def check_same(
+    bundle: Bundle, folder: Path, method: str, settings: Mapping[str, Any], seed: int,
+    budget: Budget, normals: Normals,
+) -> None:  # fmt: skip
+    """Raises `ValueError` when the bundle in `folder` is not what this training would give: another
+    method, other settings, seed, budget or records. Where its encoder stood does not count."""
+    from ecgad.methods import configured
+
+    card, config = bundle.card, asdict(configured(method, settings))
+    now = {"method": method, "seed": seed, **config, **asdict(budget)}
+    now["records"] = data_fingerprint(normals)
+    there = {"method": card["method"], "seed": card["seed"], **card["config"], **card["budget"]}
+    there["records"] = card["data"]["fingerprint"]
+    now = json.loads(json.dumps(now)) | {"encoder": there.get("encoder")}
+    differ = [k for k in now | there if now.get(k) != there.get(k)]
+    if differ:
+        words = ", ".join(f"{k} {there.get(k)} there, {now.get(k)} now" for k in differ)
+        raise ValueError(
+            f"{folder} holds a model of another training ({words}): remove it to train anew, or "
+            "take another -o"
+        )
 
 
 def learn(
@@ -324,3 +349,17 @@ def data_fingerprint(normals: Normals) -> str:
     """
     every = (*normals.train, *normals.held_out, *(p for one in normals.calibration for p in one))
     return fingerprint(p.source or hashlib.sha256(p.windows.tobytes()).hexdigest() for p in every)
+
+
+def progress_line(progress: Progress) -> str:
+    """Stage, step, loss, AUROC of the map's mean on known damage, and the time left, in words."""
+    damage = (
+        ""
+        if progress.damage_auroc is None
+        else f"  map on damage: AUROC {progress.damage_auroc:.3f}"
+    )
+    left = progress.seconds / progress.step * (progress.steps - progress.step)
+    return (
+        f"{progress.stage} {progress.step}/{progress.steps}  loss {progress.loss:.3f}{damage}"
+        f"  {left / 60:.1f} min left"
+    )

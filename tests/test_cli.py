@@ -297,7 +297,7 @@ def test_train_leaves_a_model_that_screens_and_no_checkpoint(run, ecg, tmp_path)
     assert load(tmp_path / "none").card["budget"]["steps"] == 0
     assert "-1 steps of" in run(*command, "--steps", -1)[2]
     assert "train 2/2  loss " in line
-    assert "damage AUROC 0." in line
+    assert "map on damage: AUROC 0." in line
     assert np.isfinite(bundle.score(read(tmp_path / "in/n001.hea")).score)
 
 
@@ -307,10 +307,14 @@ def test_train_on_an_encoder_keeps_it_in_the_card(run, ecg, tmp_path):
     command = ("train", "knn", tmp_path / "in", "-o", tmp_path / "m", "--encoder", "mmae:20")
     assert run(*command, "--quiet")[0] == 0
     assert load(tmp_path / "m").card["config"]["encoder"].startswith("mmae:20:")
-    code, _, err = run(*command[:-1], "nowhere")
+    code, _, err = run(*command)
+    assert (code, err) == (2, f"ecgad: {tmp_path / 'm'} holds a trained model: take another -o, or "
+                              "remove that one\n")  # fmt: skip
+    command = ("train", "knn", tmp_path / "in", "-o", tmp_path / "n", "--encoder")
+    code, _, err = run(*command, "nowhere")
     assert code != 0
     assert "encoder 'nowhere' is neither" in err
-    code, _, err = run("train", "pca", *command[2:])
+    code, _, err = run("train", "pca", *command[2:], "mmae:20")
     assert code != 0
     assert "encoder" in err
 

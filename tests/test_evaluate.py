@@ -3,7 +3,8 @@
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -349,6 +350,32 @@ def test_where_all_records_are_of_one_kind_only_their_shares_are_told():
     one = scored([[0.0, 1, 2, 3]], [0.01, 0.5, 0.01, 0.01])
     found = {r["metric"]: r["value"] for r in tabulate("x", "m", one, some, "cmd")}
     assert found == {"sensitivity": 0.75}
+
+
+def test_a_model_of_another_training_is_not_taken_for_this_one(ecg: Ecg, tmp_path: Path):
+    sets = Sets(*(cases(ecg(n, seed=n, t=1000), "a") for n in (20, 8, 20, 4)), card={})
+    train = partial(ev.trained, "pca", folder=tmp_path / "pca-0", report=lambda line: None)
+    made = train(sets, 0)
+    assert train(sets, 0).sha256 == made.sha256
+    with pytest.raises(ValueError, match=r"pca-0 holds .*\(variance 0.95 there, 0.5 now\): remove"):
+        train(sets, 0, settings={"variance": "0.5"})
+    with pytest.raises(ValueError, match=r"\(seed 0 there, 1 now\)"):
+        train(sets, 1)
+    others = replace(sets, calibration=cases(ecg(20, seed=9, t=1000), "a"))
+    with pytest.raises(ValueError, match=r"\(records \w+ there, \w+ now\)"):
+        train(others, 0)
+    with pytest.raises(ValueError, match=r"\(method pca there, knn now, .*encoder None there"):
+        ev.trained("knn", sets, 0, tmp_path / "pca-0", report=lambda line: None)
+
+
+def test_whatever_learns_by_gradient_has_the_equal_budget_also_when_it_is_new():
+    for name in (*names(), "of-tomorrow"):
+        plan = ev._plan(name, Preparation())
+        learns = name not in names() or build(name, (12, 1000), dict(plan.settings)).stages()
+        if learns and name != "mmae":
+            assert plan.budget == ev.EQUAL, name
+        if not learns and name != "otproto":
+            assert name in ev.CONTROLS
 
 
 def test_leaving_parts_out_trains_nothing(ecg: Ecg, tmp_path: Path):

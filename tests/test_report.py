@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from ecgad.calibrate import check_alpha
 from ecgad.record import (
     FLAGGED,
     LEADS,
@@ -484,13 +485,33 @@ def test_a_records_name_is_never_read_as_markup():
     ],
 )
 def test_after_training_known_damage_tells_what_the_model_is_worth(kind, auroc, said):
-    bundle = SimpleNamespace(
-        id="mine", card={"damage_auroc": auroc}, preparation=SimpleNamespace(kind=kind)
-    )
-    first, *others = terminal.trained_lines(bundle, Path("m"))  # type: ignore[arg-type]
+    first, *others = terminal.trained_lines(a_bundle(kind, auroc), Path("m"))  # type: ignore
     assert first.startswith("mine is in m")
-    assert ("--model m" in first) == (kind == "signals")
-    assert [line[line.index("copies:") :] for line in others] == said
+    assert first.endswith("--model m") == (kind == "signals")
+    assert [line[line.index("copies:") :] for line in others if "copies:" in line] == said
+
+
+def a_bundle(kind="signals", auroc=None, calibration=99):
+    counts = {"train_records": 70, "held_out_records": 10, "calibration_records": calibration}
+    return SimpleNamespace(
+        id="mine",
+        card={"damage_auroc": auroc, "data": counts},
+        preparation=SimpleNamespace(kind=kind),
+        calibration=SimpleNamespace(groups={"12 of 12 leads": [0.0] * calibration}),
+    )
+
+
+def test_after_training_it_is_said_how_small_p_values_can_be_and_the_command_works():
+    enough = terminal.trained_lines(a_bundle(calibration=19), Path("m"))  # type: ignore[arg-type]
+    assert enough[0].endswith("--model m")
+    few = terminal.trained_lines(a_bundle(calibration=16), Path("m"))  # type: ignore[arg-type]
+    assert few[0].endswith("--model m --alpha 0.06")
+    check_alpha(0.06, 16)
+    assert few[1] == (
+        "70 records taught it, 10 gave its rule, 16 its p-values, of which none is below 0.059"
+    )
+    assert few[2] == "to flag at alpha = 0.05 it needs at least 95 records that can be judged"
+    assert len(enough) == 2
 
 
 def test_a_result_in_the_terminal_says_what_its_p_value_promises():

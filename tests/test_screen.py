@@ -76,7 +76,7 @@ def test_every_file_is_one_row_in_the_order_of_its_path(whole, archive):
     table = folder.read_table(whole)
     assert table["path"].to_pylist() == [str(path) for path in find(archive)]
     assert table.schema == schema()
-    assert table.schema.metadata == {b"ecgad_schema": b"1"}
+    assert table.schema.metadata == {b"ecgad_schema": b"2"}
 
 
 def test_what_comes_in_is_scored_or_refused_or_failed(whole):
@@ -319,11 +319,11 @@ def test_a_file_deleted_while_its_folder_is_screened_is_a_row(model, tmp_path, e
         write_record(tmp_path / "in", f"r{i}", mv)
     read_one, seen = SCREEN.read_hours, []
 
-    def read_and_delete(path):
+    def read_and_delete(path, stated):
         if not seen:
             (tmp_path / "in/r1.dat").unlink()
         seen.append(path)
-        return read_one(path)
+        return read_one(path, stated)
 
     monkeypatch.setattr(SCREEN, "read_hours", read_and_delete)
     table = screen(tmp_path / "in", tmp_path / "out", model=model, workers=1, quiet=True)
@@ -636,10 +636,10 @@ def _lacking(lacking, *given):
     """A process in which nothing can be read while the file `lacking` is there."""
     work, read = SCORER(*given), SCREEN.read_hours
 
-    def read_or_not(path):
+    def read_or_not(path, stated):
         if lacking.exists():
             raise OSError(errno.ENOSPC, "No space left on device")
-        return read(path)
+        return read(path, stated)
 
     def tried(paths):
         with pytest.MonkeyPatch.context() as patch:

@@ -57,9 +57,14 @@ def build(name: str, shape: tuple[int, ...], settings: Mapping[str, Any] | None 
     Raises `ValueError` for an unknown method or an unusable value, `TypeError` for a field that
     the method does not have.
     """
+    config = configured(name, settings or {})
+    return import_module(f"{__name__}.{name}").Model(tuple(shape), config)
+
+
+def configured(name: str, settings: Mapping[str, Any]) -> Any:
+    """The `Config` of method `name` with these settings. Raises what `build` raises for them."""
     _known(name)
-    module = import_module(f"{__name__}.{name}")
-    return module.Model(tuple(shape), _config(name, module.Config, settings or {}))
+    return _config(name, import_module(f"{__name__}.{name}").Config, settings)
 
 
 def as_settings(pairs: Iterable[str] | None) -> dict[str, str]:

@@ -87,7 +87,16 @@ def trained_lines(bundle: Bundle, folder: Path) -> list[str]:
     """Where a trained model is, what known damage says of it, and what to do with it."""
     if bundle.preparation.kind == "images":
         return [f"{bundle.id} is in {folder}"]
-    lines = [f"{bundle.id} is in {folder}; try: ecgad screen PATH -o results --model {folder}"]
+    least = 1 / (min(map(len, bundle.calibration.groups.values())) + 1)  # p-value
+    alpha = "" if least <= 0.05 else f" --alpha {math.ceil(100 * least) / 100:g}"
+    data = bundle.card["data"]
+    lines = [
+        f"{bundle.id} is in {folder}; try: ecgad screen PATH -o results --model {folder}{alpha}",
+        f"{data['train_records']} records taught it, {data['held_out_records']} gave its rule, "
+        f"{data['calibration_records']} its p-values, of which none is below {least:.2g}",
+    ]
+    if alpha:
+        lines.append("to flag at alpha = 0.05 it needs at least 95 records that can be judged")
     if (auroc := bundle.card["damage_auroc"]) is not None:
         chance = ", below chance" if auroc < CHANCE else ", little above chance"
         doubt = chance if auroc < LITTLE else ""

@@ -114,7 +114,7 @@ def screen(
         with site.settled(bundle, out, recalibrate, stated, quiet) as place:
             bundle = load(place)
             check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
-            planned = folder.plan(places, bundle, alpha, shard, stated, command, paths, every)
+            planned = folder.plan(places, bundle, alpha, shard, command, paths, every, stated)
             del places, every  # 0.3 GB of a million
             manifest = folder.begin(out, planned)
         before = manifest["ended"]
@@ -257,7 +257,7 @@ def _score_parts(
     total = len(manifest["inputs"])
     done = total - sum(map(len, missing.values()))
     stated = Stated(**manifest.get("stated") or {})
-    make = partial(_scorer, home, manifest["alpha"], stated, manifest.get("from"))
+    make = partial(_scorer, home, manifest["alpha"], manifest.get("from"), stated)
     lost = partial(_lost, home)
     try:
         with (
@@ -273,7 +273,7 @@ def _score_parts(
 
 
 def _scorer(
-    home: Path, alpha: float, stated: Stated, here: str | None
+    home: Path, alpha: float, here: str | None, stated: Stated
 ) -> Callable[[Sequence[str]], list[Row]]:
     """What a process does with paths, relative ones from `here`; it loads the model once."""
     if here:

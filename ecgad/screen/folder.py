@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from ecgad import __version__
 from ecgad.bundle import CROWD, Bundle
 from ecgad.drift import drift, words
-from ecgad.read import Stated
+from ecgad.read import UNSTATED, Stated
 from ecgad.recalibrate import fingerprint
 from ecgad.screen.rows import VERSION, Row, counts, schema
 from ecgad.screen.site import compare
@@ -80,10 +80,10 @@ def plan(
     bundle: Bundle,
     alpha: float,
     shard: str | None,
-    stated: Stated,
     command: str,
     paths: Iterable[str | Path],
     every: Sequence[Path],
+    stated: Stated = UNSTATED,
 ) -> Manifest:
     """A manifest before anything is scored; `places` is the shard of `every` that `paths` lead to,
     from the working folder where they are relative."""
