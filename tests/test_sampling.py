@@ -67,9 +67,11 @@ def test_draws_come_as_often_as_their_probability_and_never_twice():
         assert abs(often - p) < 4 * (p * (1 - p) / n) ** 0.5
 
 
-def test_more_draws_than_tokens_are_refused():
+def test_more_draws_than_tokens_or_none_are_refused():
     with pytest.raises(ValueError, match="5 draws from 4 tokens"):
         draw(LOGITS[None], 5)
+    with pytest.raises(ValueError, match="0 draws from 4 tokens"):
+        draw(LOGITS[None], 0)
 
 
 @pytest.mark.parametrize("baseline", [0.0, 2.0])
@@ -137,12 +139,13 @@ def test_a_draw_earns_what_comes_from_it_on():
 
 @pytest.mark.parametrize("exponent", [0.6, 1.3])
 def test_prioritised_draws_follow_the_loss_to_a_power(exponent):
-    error = torch.tensor([[1.0, 0.03, 4.0]], requires_grad=True)
+    error = torch.tensor([[1.0, 3e-6, 4.0]], requires_grad=True)
     weights = error.detach() ** exponent
     found = prioritised(error, exponent)
     torch.testing.assert_close(found.softmax(1), weights / weights.sum())
     assert not found.requires_grad
     assert prioritised(torch.zeros(1, 3), exponent).isfinite().all()
+    assert torch.equal(prioritised(error), prioritised(error, 0.6))
 
 
 def test_covering_earns_less_the_more_was_seen_and_cloning_more_the_steeper():
@@ -234,6 +237,17 @@ def test_a_policy_sees_patch_last_loss_mean_slope_edge_and_visits(grid):
     torch.testing.assert_close(made(u, profile, edges), naive, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("grid", "token"), [((9,), 4), ((7, 8), 27)])
+def test_a_logit_depends_on_the_tokens_up_to_two_places_away(grid, token):
+    made, u, profile, edges = policy(grid)
+    logits = made(u, profile, edges.requires_grad_())
+    reach = torch.autograd.grad(logits[0, token], edges)[0].reshape(4, *grid) != 0
+    places = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
+    there = places.flatten(1)[:, token].reshape(-1, *[1] * len(grid))
+    assert torch.equal(reach[0], ((places - there).abs() <= 2).all(0))
+    assert not reach[1:].any()
+
+
 def test_a_new_policy_is_the_uniform_sampler():
     _, u, profile, edges = policy()
     assert torch.equal(Policy(5, (6,), 3)(u, profile, edges), torch.zeros(4, 6))
@@ -297,8 +311,11 @@ def test_a_draw_earns_by_steepness_and_novelty_early_and_by_its_credit_later(bet
 
 def test_nothing_learned_earns_nothing():
     made, u, _, edges = policy()
-    earned = made.rewards(u, torch.tensor([[1, 2, 3]]).expand(4, -1), edges, torch.zeros(4, 6), 0.0)
+    drawn, learned = torch.tensor([[1, 2, 3]]).expand(4, -1), torch.zeros(4, 6, requires_grad=True)
+    earned = made.rewards(u, drawn, edges, learned, 0.0)
     assert torch.equal(earned, torch.zeros(4, 3))
+    assert not earned.requires_grad  # a number, and so is what is remembered of it
+    assert not made.scale.requires_grad
 
 
 @pytest.mark.parametrize(("steps", "rate"), [(0, 1.0), (3, 0.25), (90, 0.05)])
@@ -342,6 +359,18 @@ def test_clearing_forgets_all_states_and_counts_again():
     snapshots.clear([torch.full((1,), 9.0)])
     assert snapshots.states()[0].flatten().tolist() == [9.0] * 4
     assert run(snapshots, 6) == [9.0, 1.0, 2.0, 4.0]
+    two = Snapshots([torch.zeros(1), torch.zeros(2)], 2, 2.0)
+    two.clear([torch.ones(1), torch.tensor([2.0, 3.0])])
+    assert [state.tolist() for state in two.states()] == [[[1.0]] * 2, [[2.0, 3.0]] * 2]
+
+
+def test_states_kept_are_numbers_without_a_gradient():
+    learning = [torch.ones(3, requires_grad=True)]
+    snapshots = Snapshots(learning, 2, 2.0)
+    for keep in (snapshots.tick, snapshots.tick, snapshots.clear):
+        assert not snapshots.states()[0].requires_grad
+        keep(learning)
+    assert not snapshots.states()[0].requires_grad
 
 
 def test_states_carry_on_after_saving_and_loading():

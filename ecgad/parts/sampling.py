@@ -201,7 +201,6 @@ class Policy(nn.Module):
         self.count(u, drawn)
         return (beta * early + (1 - beta) * pred).gather(1, drawn)
 
-    @torch.no_grad()
     def count(self, u: Tensor, drawn: Tensor) -> None:
         """Adds the drawn tokens to the visits of their kinds, after all have faded a little."""
         kinds = self.kinds(u)
@@ -255,10 +254,10 @@ class Snapshots(nn.Module):
 
 
 def _slope(profile: Tensor) -> Tensor:
-    """Of the straight line through a profile (.., H), by least squares, per snapshot."""
+    """Of the straight line through a profile (.., H >= 2), by least squares, per snapshot."""
     time = torch.arange(profile.shape[-1], dtype=profile.dtype, device=profile.device)
     time = time - time.mean()
-    return (profile * time).sum(-1) / time.square().sum().clamp_min(1e-12)
+    return (profile * time).sum(-1) / time.square().sum()
 
 
 def _histogram(kinds: Tensor) -> Tensor:

@@ -94,16 +94,15 @@ def field(plane: np.ndarray, rng: np.random.Generator, dent: Dent) -> np.ndarray
     noise = Noise(dent.scale, dent.octaves, dent.persistence, dent.lacunarity)
     values = fbm(grid, [side[-1] for side in sides], noise, rng)
     values = (values - values.min()) / max(np.ptp(values), 1e-12)
-    at = np.minimum((plane - low) / size.max(), grid[-1, -1])
-    return RegularGridInterpolator(sides, values)(at)
+    return RegularGridInterpolator(sides, values)((plane - low) / size.max())
 
 
 def normals(points: np.ndarray, neighbours: int) -> np.ndarray:
     """Unit normals (n, 3): the direction in which a point's neighbours vary least, oriented."""
-    near = np.asarray(KDTree(points).query(points, neighbours + 1)[1])  # itself comes first
+    near = np.asarray(KDTree(points).query(points, neighbours + 1)[1])  # itself is one of them
     around = points[near] - points[near].mean(1, keepdims=True)  # (n, neighbours + 1, 3)
     _, vectors = np.linalg.eigh(np.swapaxes(around, 1, 2) @ around)
-    return _oriented(points, vectors[:, :, 0], near[:, 1:])
+    return _oriented(points, vectors[:, :, 0], near)
 
 
 def _oriented(points: np.ndarray, normals: np.ndarray, near: np.ndarray) -> np.ndarray:
@@ -111,8 +110,7 @@ def _oriented(points: np.ndarray, normals: np.ndarray, near: np.ndarray) -> np.n
     n, k = near.shape
     rows, columns = np.repeat(np.arange(n), k), near.ravel()
     bend = 1 - np.abs((normals[rows] * normals[columns]).sum(1)) + 1e-9  # 0 would be no edge
-    graph = csr_array((bend, (rows, columns)), shape=(n, n))
-    tree = minimum_spanning_tree(graph.maximum(graph.T))
+    tree = minimum_spanning_tree(csr_array((bend, (rows, columns)), shape=(n, n)))
     out, away = normals.copy(), points - points.mean(0)
     pieces, piece = connected_components(tree, directed=False)
     for number in range(pieces):
