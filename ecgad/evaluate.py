@@ -55,8 +55,6 @@ class Plan:
     weights: str = ""  # the plan whose weights are taken as they are, built with these settings
 
 
-CONTROLS = ("pca", "mahalanobis", "knn")  # nothing in them is learned by gradient
-FROM_SCRATCH = ("rcae", "fader", "nbs")
 ON_ENCODER = ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
 EIGHT = {"rounds": 8, "hidden": 0.25, "error": 8}  # maskings as in training: seven times as dear
 EQUAL = Budget(steps=600, batch=32)  # of every method beside MMAE: 19,200 windows seen
@@ -97,8 +95,8 @@ PLANS = {
     "mahalanobis-amplitudes": Plan("mahalanobis", {"slope_levels": (), "bands": 0, "lags": ()}),
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),
-    **{name: Plan() for name in CONTROLS},
-    **{name: _equal(name) for name in (*FROM_SCRATCH, *ON_ENCODER)},
+    **dict.fromkeys(("pca", "mahalanobis", "knn"), Plan()),  # nothing is learned by gradient
+    **{name: _equal(name) for name in ("rcae", "fader", "nbs", *ON_ENCODER)},
     **{name: _equal(*without) for name, without in WITHOUT.items()},
     # no training: the refiner is only taken out
     "onenip-unrefined": Plan(weights="onenip", settings=WITHOUT["onenip-unrefined"][1]),

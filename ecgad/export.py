@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -56,9 +57,15 @@ def disagreement(one: Run, other: Run, x: np.ndarray) -> float:
 
 
 def run_onnx(path: Path) -> Run:
-    """ONNX Runtime on one thread: the same numbers on every machine of a kind, in any batch."""
+    """ONNX Runtime on one thread: the same numbers on every machine of a kind, in any batch.
+
+    Its wheels tell their maker what runs where, over the network, unless they are told not to
+    before they are imported.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # where it was imported before
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

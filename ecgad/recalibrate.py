@@ -57,6 +57,7 @@ def recalibrated(bundle: Bundle, records: Iterable[Record]) -> Bundle:
         "records": taken,
         "left_out": len(sources) - taken,
         "fingerprint": fingerprint(sources),
+        "sources": [brief(sha256) for sha256 in sources],
         "calibration": bundle.card["calibration"],
     }
     card = bundle.card | {
@@ -147,6 +148,11 @@ def calibration_score(
     if len(scores) == 1:  # to the last bit as the record is scored
         return scores[0]
     return float(np.average(scores, weights=[prepared.valid.shape[-1] for prepared in hours]))
+
+
+def brief(sha256: str) -> str:
+    """Enough of a checksum to know a record again in a card of many."""
+    return sha256[:16]
 
 
 def fingerprint(sources: Iterable[str]) -> str:

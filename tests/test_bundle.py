@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -209,6 +212,15 @@ def test_an_absent_lead_makes_a_record_limited_and_says_so(model: Bundle, one: R
     eleven = replace(one, signal=one.signal[:-1], valid=one.valid[:-1], leads=LEADS[:-1])
     assert model.score(eleven).quality == ("limited", ("11 of 12 leads are there",))
     assert model.score(one).quality.grade == "ok"
+
+
+def test_nothing_is_told_to_the_maker_of_the_runtime(tmp_path: Path):
+    """ONNX Runtime's wheels keep a device's number below HOME, and send it with what they saw."""
+    code = "import ecgad; ecgad.load()"
+    at_home = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    at_home.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code], env=at_home, check=True)
+    assert not list(tmp_path.rglob("*onnxruntime*"))
 
 
 def test_a_long_record_is_judged_over_all_of_its_length(model: Bundle, ecg: Ecg):

@@ -363,8 +363,9 @@ def test_score_is_quiet_when_asked(run, archive, model):
     assert (code, out, err) == (0, "", "")
 
 
-def test_output_that_nobody_reads_is_no_error(archive, model):
-    command = [sys.executable, "-m", "ecgad", "score", "--json", "--model", model]
+@pytest.mark.parametrize("form", [["--json"], []])
+def test_output_that_nobody_reads_is_no_error(archive, model, form):
+    command = [sys.executable, "-m", "ecgad", "score", *form, "--model", model]
     command += [str(place) for place in (archive / "good").glob("*.hea")] * 20
     given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **given) as process:

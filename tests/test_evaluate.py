@@ -355,8 +355,10 @@ def test_where_all_records_are_of_one_kind_only_their_shares_are_told():
 def test_a_model_of_another_training_is_not_taken_for_this_one(ecg: Ecg, tmp_path: Path):
     sets = Sets(*(cases(ecg(n, seed=n, t=1000), "a") for n in (20, 8, 20, 4)), card={})
     train = partial(ev.trained, "pca", folder=tmp_path / "pca-0", report=lambda line: None)
-    made = train(sets, 0)
-    assert train(sets, 0).sha256 == made.sha256
+    train(sets, 0)
+    made = (tmp_path / "pca-0/card.json").read_bytes()
+    train(sets, 0)
+    assert (tmp_path / "pca-0/card.json").read_bytes() == made
     with pytest.raises(ValueError, match=r"pca-0 holds .*\(variance 0.95 there, 0.5 now\): remove"):
         train(sets, 0, settings={"variance": "0.5"})
     with pytest.raises(ValueError, match=r"\(seed 0 there, 1 now\)"):
@@ -375,7 +377,7 @@ def test_whatever_learns_by_gradient_has_the_equal_budget_also_when_it_is_new():
         if learns and name != "mmae":
             assert plan.budget == ev.EQUAL, name
         if not learns and name != "otproto":
-            assert name in ev.CONTROLS
+            assert plan.budget.steps == 1
 
 
 def test_leaving_parts_out_trains_nothing(ecg: Ecg, tmp_path: Path):

@@ -69,7 +69,10 @@ def test_what_is_no_shard_of_it_is_refused(runs, tmp_path, shards, words):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"alpha": 0.1}, "not of one screening: their alpha differ"),
+        (
+            {"alpha": 0.1},
+            r"/3 and .*/1 are not shards of one screening: their alpha differ \(0.1, 0.05\)",
+        ),
         ({"ended": None}, "3 is not finished; ecgad screen .* --shard 3/3 carries on"),
     ],
 )
@@ -133,7 +136,10 @@ def test_shards_of_an_archive_that_grew_between_them_are_refused(ecg, model, tmp
     run(tmp_path / "1", shard="1/2")
     shutil.copytree(archive / "good", archive / "more")
     run(tmp_path / "2", shard="2/2")
-    with pytest.raises(ValueError, match="not of one screening: their found differ"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 and .*1 are not shards of .*: their found differ, as the archive changed",
+    ):
         merge([tmp_path / "1", tmp_path / "2"], tmp_path / "all")
 
 

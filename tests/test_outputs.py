@@ -12,8 +12,9 @@ from ecgad.read.wfdb import library
 from ecgad.read.wfdb_header import parse_header
 from ecgad.report.annotations import _write, marks, write_annotations
 from ecgad.report.fhir import observation, write_fhir
-from ecgad.report.html import open_rows
-from ecgad.screen import screen
+from ecgad.report.html import manifest_head, open_rows
+from ecgad.report.outputs import write_outputs
+from ecgad.screen import folder, screen
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,41 @@ def test_paths_that_lead_up_or_begin_at_the_root_stay_within_the_folder(out, tmp
     assert _write(row | {"path": str(there)}, out, tmp_path, 0.05)
     found = {p.relative_to(tmp_path) for p in tmp_path.rglob("*.ecgad")}
     assert {str(p) for p in found} == {"up/in/good/r00.ecgad", f"{there.with_suffix('')}.ecgad"[1:]}
+
+
+def test_a_name_that_leaves_no_room_for_the_ending_costs_its_own_marks_alone(out, tmp_path):
+    rows = open_rows(out).to_table().to_pylist()
+    row = next(row for row in rows if row["record_id"] == "r00")
+    long = tmp_path / f"{'x' * 251}.hea"
+    shutil.copy(out.parent / row["path"], long)
+    assert not _write(row | {"path": str(long)}, out.parent, tmp_path / "marks", 0.05)
+    assert not [path for path in (tmp_path / "marks").rglob("*") if path.is_file()]
+
+
+def test_files_of_a_screening_that_is_not_finished_are_refused(out, tmp_path):
+    shutil.copytree(out, tmp_path / "out")
+    first = next((tmp_path / "out").glob("part-*.parquet"))
+    kept = first.read_bytes()
+    words = "out is not finished: it holds 8 of 10 records; ecgad screen in -o out .*carries on"
+    first.unlink()
+    for what in ({"fhir": tmp_path / "f"}, {"annotations": tmp_path / "a"}):
+        with pytest.raises(ValueError, match=words):
+            write_outputs(tmp_path / "out", **what)
+    assert len(write_outputs(tmp_path / "out")) == 1  # the page says itself that it is incomplete
+    first.write_bytes(kept)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text("utf-8"))
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest | {"ended": None}, indent=1))
+    with pytest.raises(ValueError, match="it holds 10 of 10 records"):
+        write_outputs(tmp_path / "out", shortlist=tmp_path / "l.csv")
+    assert not list(tmp_path.glob("[fal]*"))
+
+
+def test_a_damaged_manifest_is_told_by_its_file(out, tmp_path):
+    shutil.copytree(out, tmp_path / "out")
+    (tmp_path / "out/manifest.json").write_text('{"schema"')
+    for read in (manifest_head, folder.read_manifest):
+        with pytest.raises(ValueError, match=r"out/manifest.json is damaged \(.*: take another -o"):
+            read(tmp_path / "out")
 
 
 def test_a_record_that_is_no_longer_there_has_none(out, tmp_path):

@@ -122,13 +122,22 @@ def test_rows_use_the_sites_calibration_and_the_report_shows_both(
     flagged = [table["decision"].to_pylist().count("flagged") for table in (before, after)]
     assert flagged[0] != flagged[1]
     assert [found["flagged_before"], found["flagged"]] == flagged
-    assert (found["records"], found["left_out"]) == (24, 0)
+    assert (found["records"], found["left_out"], found["among"]) == (24, 0, 0)
     text = (tmp_path / "b/report.html").read_text()
     assert "Two calibrations" in text
     assert "Two calibrations" not in (tmp_path / "a/report.html").read_text()
     err = capsys.readouterr().err
     assert "s24.hea: " in err
     assert f"calibrated with 24 records of the site: {flagged[1]} of 6 scored are flagged" in err
+
+
+def test_records_that_were_calibrated_with_are_told_of(site, model, tmp_path, capsys):
+    run = partial(screen, site, tmp_path, model=model, workers=1, recalibrate=site)
+    run()
+    assert folder.read_manifest(tmp_path)["recalibrated"]["among"] == 24
+    said = "24 of the scored are those that it was calibrated with, so flagged shares and drift"
+    assert said in capsys.readouterr().err
+    assert said in " ".join((tmp_path / "report.html").read_text().split())
 
 
 def records_in(place):

@@ -310,7 +310,7 @@ def test_an_unfinished_run_goes_on_with_the_inputs_it_began_with(model, tmp_path
     assert gone["error"] == f"{place}/r8.hea: there is no such file"
     assert grown["source_sha256"] == read(place / "r9.hea").source_sha256
     assert counts(table)["failed"] == 1
-    with pytest.raises(ValueError, match="another screening .10 inputs there, 10 now"):
+    with pytest.raises(ValueError, match="finished on .*10 inputs there, 10 now.* take another -o"):
         screen(place, out, model=model, workers=1, quiet=True)  # for now it is finished
 
 
@@ -537,6 +537,15 @@ def _cannot_start():
     os._exit(3)
 
 
+def _killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_killed_at_the_start_are_told_as_killed():
+    with pytest.raises(RuntimeError, match=r"was killed before .*signal 9; .*memory.*carries on"):
+        list(run_chunks({0: [1], 1: [2]}, _killed, _gone, 2))
+
+
 def test_processes_that_cannot_start_are_an_error_and_not_a_loss_of_items():
     with pytest.raises(RuntimeError, match=r"before it was ready \(exit code 3\).*__main__"):
         list(run_chunks({0: [1], 1: [2]}, _cannot_start, _gone, 2))
@@ -616,6 +625,73 @@ def test_a_name_that_is_no_utf8_and_one_that_ends_a_line_are_rows(ecg, model, tm
     assert b"\r" not in b"".join(lines)
     again = screen(archive, out, model=model, workers=1, quiet=True)
     assert again.equals(table)
+
+
+def test_what_is_no_file_keeps_nobody_waiting(model, tmp_path, ecg):
+    archive = tmp_path / "in"
+    write_record(archive, "good", ecg(1, seed=3, t=1200)[0])
+    write_record(archive, "piped", ecg(1, seed=3, t=1200)[0])
+    (archive / "piped.dat").unlink()
+    for name in ("anything", "a.csv", "b.npz", "c.hea", "d.dat", "e.dcm", "piped.dat"):
+        os.mkfifo(archive / name)
+    (archive / "zero.npz").symlink_to("/dev/zero")
+    (archive / "zero.hea").symlink_to("/dev/zero")
+    table = screen(archive, tmp_path / "out", model=model, workers=1, quiet=True)
+    said = {row["record_id"]: row["error"] for row in table.to_pylist()}
+    assert said.pop("good") is None
+    assert "piped.dat' that its header names is a pipe or a device" in said.pop("piped")
+    assert set(said) == {"a", "b", "c", "d", "e", "zero"}
+    assert all(words.endswith("is a pipe or a device, not a file") for words in said.values())
+
+
+def test_a_file_that_memory_is_too_small_for_can_be_read_later(model, tmp_path, monkeypatch):
+    def too_large(*_, **__):
+        raise MemoryError
+
+    np.savez(tmp_path / "a.npz", signal=np.zeros((1, 4)), rate_hz=1, leads=["I"], unit="mV")
+    run = partial(screen, tmp_path / "a.npz", tmp_path / "o", model=model, workers=1, quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", too_large)
+        with pytest.raises(OSError, match="Too little memory for this file; mend .*a.npz"):
+            run()
+    assert run()["error"].to_pylist() == [None]
+
+
+def test_a_full_disk_at_the_report_is_told_with_what_would_do(model, tmp_path, ecg, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_record(tmp_path / "in", "good", ecg(1, seed=3, t=1200)[0])
+    monkeypatch.setattr("ecgad.report.html.write_report", full)
+    with pytest.raises(OSError, match="No space left on device; mend that, .*o/report.html"):
+        screen(tmp_path / "in", tmp_path / "o", model=model, workers=1, quiet=True)
+
+
+def test_a_path_that_may_not_be_looked_into_is_a_row(model, tmp_path, ecg, monkeypatch):
+    write_record(tmp_path / "in", "good", ecg(1, seed=3, t=1200)[0])
+    looked = Path.is_dir
+
+    def is_dir(path):
+        if path.name == "barred":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return looked(path)
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    assert find([tmp_path / "in", tmp_path / "barred"])[0] == tmp_path / "barred"
+
+
+def test_shards_may_be_written_with_zeros(archive, model, tmp_path):
+    screen(archive, tmp_path, model=model, workers=1, quiet=True, shard="01/02")
+    assert folder.read_manifest(tmp_path)["shard"] == "1/2"
+
+
+def test_a_finished_run_whose_archive_changed_asks_for_another_folder(model, tmp_path, ecg):
+    write_record(tmp_path / "in", "a", ecg(1, seed=3, t=1200)[0])
+    run = partial(screen, tmp_path / "in", tmp_path / "o", model=model, workers=1, quiet=True)
+    run()
+    write_record(tmp_path / "in", "b", ecg(1, seed=3, t=1200)[0])
+    with pytest.raises(ValueError, match=r"finished on .*1 inputs there, 2 now.* another -o for"):
+        run()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

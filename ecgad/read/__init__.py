@@ -52,6 +52,8 @@ def _read(path: Path, stated: Stated) -> Record:
             return reader(path)
         except NotMine as error:
             reasons.append(str(error))
+        except MemoryError as error:
+            raise OSError(errno.ENOMEM, "Too little memory for this file", str(path)) from error
         except OSError as error:
             if error.errno in PASSING:
                 raise
@@ -124,6 +126,13 @@ def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 def _expand(path: str) -> Iterable[Path]:
     place = Path(path)
+    try:
+        return _found(path, place)
+    except PermissionError:  # `read` will say so
+        return [place]
+
+
+def _found(path: str, place: Path) -> Iterable[Path]:
     if path.startswith("@") or (place.suffix.lower() == ".txt" and place.is_file()):
         return _in_list(Path(path.removeprefix("@")))
     if place.is_dir():
@@ -180,7 +189,7 @@ def _records_among(parent: str, files: list[str]) -> set[str]:
 
 def _mentioned(header: Path) -> set[str]:
     try:
-        return mentioned(header.read_bytes())
+        return mentioned(header.read_bytes()) if header.is_file() else set()
     except OSError:  # `read` will say so
         return set()
 
@@ -199,6 +208,8 @@ def _what_came(path: Path, reasons: list[str]) -> str:
         return "is a folder, not a record; `ecgad.read.find` lists the records below it"
     if not path.exists():
         return "there is no such file"
+    if not path.is_file():
+        return "is a pipe or a device, not a file"
     with path.open("rb") as file:
         start = file.read(8)
     what = f"starts with {start!r} and" if start else "is empty (0 bytes) and"

@@ -99,8 +99,10 @@ def is_one(folder: str, name: str) -> bool:
     """Whether the file is meant for `read`: a table with a lead or a voltage, not any table."""
     if not name.lower().endswith(ENDINGS):
         return False
+    if not (place := Path(folder, name)).is_file():  # a pipe, say: `read` will
+        return True
     try:
-        with Path(folder, name).open("rb") as file:
+        with place.open("rb") as file:
             if name.lower().endswith(".npz"):
                 return "signal.npy" in zipfile.ZipFile(file).namelist()
             columns = _head(_plain(file.read(_START))).columns
@@ -116,6 +118,8 @@ def _archive(source: bytes, named: dict[str, str], stated: Stated) -> Record:
     try:
         with np.load(io.BytesIO(source), allow_pickle=False) as file:
             there = _known(stated) | {key: file[key] for key in file.files}
+    except MemoryError:
+        raise
     except Exception as error:  # numpy's, zipfile's, zlib's: of many kinds
         raise ReadError(f"not readable as .npz: {error}") from error
     if missing := [k for k in ("signal", "rate_hz", "leads", "unit") if k not in there]:

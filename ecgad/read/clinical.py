@@ -52,7 +52,7 @@ def read(path: Path) -> Record:
     try:
         parsed = _quietly(FileParser.parse, path, remarks)
         return _record(parsed, path, hashlib.sha256(source).hexdigest(), remarks)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:
         raise ReadError(f"{path}: {found['name']}: {error}") from error
@@ -63,7 +63,9 @@ def is_one(folder: str, name: str) -> bool:
     if name.lower().endswith(ENDINGS):
         return True
     try:
-        with Path(folder, name).open("rb") as file:
+        if not (place := Path(folder, name)).is_file():  # a pipe would never end
+            return False
+        with place.open("rb") as file:
             return file.read(132)[128:] == b"DICM" and name != "DICOMDIR"  # a list of files
     except OSError:
         return False

@@ -235,10 +235,10 @@ def library(call: str, *arguments: Any, **options: Any) -> Any:
 
 
 def _bytes_of(place: Path) -> bytes:
-    try:
-        return place.read_bytes()
-    except FileNotFoundError:
-        raise ReadError(f"the file {place.name!r} that its header names is not there") from None
+    if not place.is_file():
+        what = "is a pipe or a device" if place.exists() else "is not there"
+        raise ReadError(f"the file {place.name!r} that its header names {what}")
+    return place.read_bytes()
 
 
 def _frames(header: Header, files: Mapping[str, Sized]) -> tuple[int, list[str]]:

@@ -11,6 +11,7 @@ Only what was read from WFDB headers has them: others have no channels to point 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,8 @@ class Mark(NamedTuple):
 def write_annotations(out: Path, folder: Path) -> tuple[int, int]:
     """Writes those of the screening in `out`; returns how many records have them, and how many not.
 
-    Not: what was not scored, is no WFDB record, or is not where it was. Raises `ValueError` when
+    Not: what was not scored, is no WFDB record, is not where it was, or has a name that leaves no
+    room for the ending. Raises `ValueError` when
     there is no screening in `out`.
     """
     manifest = manifest_head(out)
@@ -67,7 +69,14 @@ def _write(row: dict[str, Any], home: Path, folder: Path, alpha: float) -> bool:
         "wrann", PART, ANNOTATOR, np.array(samples), symbol=list(symbols),
         chan=np.array(channels), aux_note=list(notes), fs=header.rate_hz, write_dir=str(into),
     )  # fmt: skip
-    (into / f"{PART}.{ANNOTATOR}").replace(into / f"{place.stem}.{ANNOTATOR}")
+    written = into / f"{PART}.{ANNOTATOR}"
+    try:
+        written.replace(into / f"{place.stem}.{ANNOTATOR}")
+    except OSError as error:
+        written.unlink()
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
     return True
 
 

@@ -98,7 +98,10 @@ def manifest_head(out: Path) -> dict[str, Any]:
         return {}
     with (out / "manifest.json").open(encoding="utf-8") as file:
         head = "".join(takewhile(lambda line: not line.startswith(' "inputs": ['), file))
-    return json.loads(head.removesuffix(",\n") + "}" if head.endswith(",\n") else head)
+    try:
+        return json.loads(head.removesuffix(",\n") + "}" if head.endswith(",\n") else head)
+    except ValueError as error:
+        raise ValueError(f"{out / 'manifest.json'} is damaged ({error}): take another -o") from None
 
 
 def states(table: Table) -> np.ndarray:
@@ -252,7 +255,8 @@ def site(found: dict[str, Any] | None) -> dict[str, Any] | None:
         {"name": name, "flagged": found[key], "share": share(found[key], found["scored"])}
         for key, name in names.items()
     ]
-    return {"rows": rows, "records": found["records"], "left_out": found["left_out"]}
+    counts = {key: found.get(key, 0) for key in ("records", "left_out", "among")}
+    return {"rows": rows, **counts}
 
 
 def page_file(out: Path, row: dict) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ecgad.report.annotations import write_annotations
 from ecgad.report.fhir import write_fhir
-from ecgad.report.html import write_report
+from ecgad.report.html import manifest_head, open_rows, write_report
 from ecgad.report.shortlist import write_list
 
 
@@ -18,8 +18,13 @@ def write_outputs(
     shortlist: Path | None = None,
     fdr: float = 0.1,
 ) -> list[str]:
-    """Writes OUT/report.html and what else is named; a line on each. `ValueError` as they raise."""
-    told = [str(write_report(out))]
+    """Writes what is named, and OUT/report.html; a line on each.
+
+    Raises `ValueError` as they do, and for files of a screening that is not finished.
+    """
+    told = []
+    if fhir or annotations or shortlist:
+        _check_finished(out)
     if fhir:
         told.append(f"{fhir}: {write_fhir(out, fhir)} Observations")
     if annotations:
@@ -27,4 +32,14 @@ def write_outputs(
         told.append(f"{annotations}: {done} records; {not_done} not scored or not of WFDB")
     if shortlist:
         told.append(f"{shortlist}: {write_list(out, shortlist, fdr)}")
-    return told
+    return [str(write_report(out)), *told]
+
+
+def _check_finished(out: Path) -> None:
+    manifest, rows = manifest_head(out), open_rows(out).count_rows()
+    expected = manifest.get("counts", {}).get("in", rows)
+    if not manifest.get("ended") or rows != expected:
+        raise ValueError(
+            f"{out} is not finished: it holds {rows:,} of {expected:,} records; "
+            f"{manifest.get('command', 'the command that began it')} carries on with it"
+        )

@@ -44,7 +44,11 @@ def show(*parts: Any) -> None:
     """Prints text as it is, and tables, to stdout."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1, though all is done
+
+    console = Piped(highlight=False)
     for part in parts:
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
 

@@ -102,7 +102,7 @@ def screen(
     if recalibrate is None:
         check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    every = find(paths)
+    every, shard = find(paths), _shard(shard)
     places = take_shard(every, shard)
     if not places:
         of = f"shard {shard} of " if shard else ""
@@ -145,10 +145,18 @@ def take_shard(places: list[Path], shard: str | None) -> list[Path]:
     """Every n-th of `places` from the i-th on, for `shard` "i/n"; all of them for None."""
     if shard is None:
         return places
+    i, n = map(int, str(_shard(shard)).split("/"))
+    return places[i - 1 :: n]
+
+
+def _shard(shard: str | None) -> str | None:
+    """As it is compared: 01/16 is 1/16."""
+    if shard is None:
+        return None
     i, _, n = shard.partition("/")
     if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
         raise ValueError(f"shard is {shard!r}; needed is i/n with 1 <= i <= n, such as 1/4")
-    return places[int(i) - 1 :: int(n)]
+    return f"{int(i)}/{int(n)}"
 
 
 def score_file(
@@ -221,12 +229,16 @@ def _score_crowd(paths: Sequence[str], bundle: Bundle, alpha: float, stated: Sta
 def _failure(path: str, error: Exception, bundle: Bundle) -> Row:
     """Of trouble that passes, and is none of the file's, raises `OSError` instead."""
     if isinstance(error, OSError) and error.errno in PASSING:
-        what = f"{error.strerror}; mend that, and the same command carries on"
-        raise OSError(error.errno, what, error.filename or path)
+        raise _passing(error, path)
     if isinstance(error, ReadError):
         return failed_row(path, str(error), bundle)
     what = f"{path}: {type(error).__name__}: {error}; not foreseen: report it with this file"
     return failed_row(path, what, bundle)
+
+
+def _passing(error: OSError, path: str | Path) -> OSError:
+    what = f"{error.strerror}; mend that, and the same command carries on"
+    return OSError(error.errno, what, str(error.filename or path))
 
 
 def _runner(engine: str, workers: int | None) -> Callable[..., Generator[Done]]:
@@ -303,7 +315,10 @@ def _draw(out: Path, top: list[Row], home: Path, score: Score, workers: int, qui
         for number, (page,), _ in drawn:
             pages += [(top[number], page)] if page else []
             progress.advance(1, page is None)
-    write_report(out, pages=pages)
+    try:
+        write_report(out, pages=pages)
+    except OSError as error:
+        raise _passing(error, out / "report.html") from error
 
 
 def _drawer(home: Path, score: Score) -> Callable[[Sequence[str]], list[str | None]]:

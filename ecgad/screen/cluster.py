@@ -12,6 +12,7 @@ machines.
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 from collections import deque
@@ -102,5 +103,6 @@ def _connected() -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(f"engine 'ray' needs {error.name}: pip install 'ecgad[ray]'") from error
     if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it tells its maker of each start
         ray.init(log_to_driver=False, include_dashboard=False)
     return ray

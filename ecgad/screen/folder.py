@@ -148,6 +148,11 @@ def begin(out: Path, planned: Manifest) -> Manifest:
     unfinished = there["ended"] is None and there["paths"] == planned["paths"]
     if unfinished and not any(changes[key] for key in SAME if key != "inputs"):
         there["since"] = changes.pop("inputs") or there.get("since")
+    if there["ended"] and changes["inputs"] and sum(map(bool, changes.values())) == 1:
+        raise ValueError(
+            f"{out} holds a screening finished on {there['ended']}, since which files have come, "
+            f"gone or changed ({changes['inputs']}): take another -o for those there are now"
+        )
     if any(changes.values()):
         raise ValueError(
             f"{out} holds another screening ({'; '.join(filter(None, changes.values()))}): take "
@@ -273,7 +278,10 @@ def _as_text(value: Any) -> Any:
 
 
 def read_manifest(out: Path) -> Manifest:
-    return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    try:
+        return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{out / 'manifest.json'} is damaged ({error}): take another -o") from None
 
 
 def write_manifest(out: Path, manifest: Manifest) -> None:

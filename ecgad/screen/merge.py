@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from itertools import islice, zip_longest
+from itertools import islice, product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +64,26 @@ def _in_order(shards: list[Path]) -> list[tuple[Path, folder.Manifest]]:
         if manifest["shard"] in found:
             raise ValueError(f"{place} is shard {manifest['shard']}, which came already")
         found[manifest["shard"]] = place, manifest
-    _check([manifest for _, manifest in found.values()])
+    _check(list(found.values()))
     return [found[name] for name in sorted(found, key=lambda name: int(name.split("/")[0]))]
 
 
-def _check(manifests: list[folder.Manifest]) -> None:
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check(shards: list[tuple[Path, folder.Manifest]]) -> None:
     """Whether these are all shards of one screening."""
-    for key in ALIKE:
-        if len({json.dumps(manifest.get(key), sort_keys=True) for manifest in manifests}) > 1:
-            raise ValueError(f"these shards are not of one screening: their {key} differ")
+    manifests = [manifest for _, manifest in shards]
+    for key, (place, manifest) in product(ALIKE, shards[1:]):
+        one, other = manifests[0].get(key), manifest.get(key)
+        if json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True):
+            why = ", as the archive changed between them" if key == "found" else ""
+            raise ValueError(
+                f"{place} and {shards[0][0]} are not shards of one screening: their {key} differ"
+                f"{why} ({_brief(other)}, {_brief(one)})"
+            )
     n = int(manifests[0]["shard"].split("/")[1]) if manifests else 1
     most = min(n, manifests[0]["found"]["inputs"]) if manifests else 1  # others hold nothing
     names = {manifest["shard"] for manifest in manifests}

@@ -21,8 +21,9 @@ from ecgad.bundle import Bundle
 from ecgad.calibrate import p_values
 from ecgad.card import write_card
 from ecgad.read import Stated
-from ecgad.recalibrate import fingerprint, readable, recalibrated
+from ecgad.recalibrate import brief, fingerprint, readable, recalibrated
 from ecgad.record import Record
+from ecgad.screen.progress import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,6 +59,7 @@ def compare(table: pa.Table, card: dict[str, Any], alpha: float) -> dict[str, An
     note = card["recalibrated"]
     scored = table.filter(table["p_value"].is_valid())
     score, group = scored["score"].to_numpy(), np.array(scored["p_group"].to_pylist(), object)
+    known = (sha256 for sha256 in scored["source_sha256"].to_pylist() if sha256)
     before = np.full(len(scored), np.nan)
     for name, calibration in note["calibration"].items():
         before[group == name] = p_values(calibration, score[group == name])
@@ -65,6 +67,7 @@ def compare(table: pa.Table, card: dict[str, Any], alpha: float) -> dict[str, An
         "records": note["records"],
         "left_out": note["left_out"],
         "scored": len(scored),
+        "among": sum(map(set(note.get("sources", ())).__contains__, map(brief, known))),
         "flagged": int((scored["p_value"].to_numpy() <= alpha).sum()),
         "flagged_before": int((before <= alpha).sum()),
         "calibration_before": {name: len(v) for name, v in note["calibration"].items()},
@@ -74,10 +77,14 @@ def compare(table: pa.Table, card: dict[str, Any], alpha: float) -> dict[str, An
 def words(found: dict[str, Any]) -> str:
     """What `compare` found, as one line."""
     left_out = f" ({found['left_out']} left out)" if found["left_out"] else ""
+    twice = (
+        f"; {found['among']:,} of the scored are those that it was calibrated with, so flagged "
+        "shares and drift look better than they are"
+    )
     return (
         f"calibrated with {found['records']} records of the site{left_out}: {found['flagged']:,} "
         f"of {found['scored']:,} scored are flagged; by the model's own calibration "
-        f"{found['flagged_before']:,} would be"
+        f"{found['flagged_before']:,} would be{twice if found['among'] else ''}"
     )
 
 
@@ -94,6 +101,15 @@ def _calibrate(
             shutil.copytree(home, beside, dirs_exist_ok=True)
             return
     tell(f"calibrating with {len(sources)} records")
-    card = recalibrated(bundle, normals(lambda said: None)).card
+    with Progress("calibrating", "records", len(sources), 0, quiet) as progress:
+        records = _told(normals(lambda said: None), progress)
+        card = recalibrated(bundle, records).card
     bundle.save(beside)
     write_card(card, beside)
+
+
+def _told(records: Iterator[Record], progress: Progress) -> Iterator[Record]:
+    """Each is done when the next is asked for."""
+    for record in records:
+        yield record
+        progress.advance(1, 0)

@@ -131,8 +131,15 @@ class _Worker:
             self.pipe.recv()
         except (EOFError, ConnectionError):
             self.process.join()
+            code = self.process.exitcode
+            if code is not None and code < 0:
+                what = f"was killed before it was ready (signal {-code}; 9 is usual when memory"
+                raise RuntimeError(
+                    f"a worker process {what} runs out): the same command carries on, with fewer "
+                    "--workers if need be"
+                ) from None
             raise RuntimeError(
-                f"a worker process ended before it was ready (exit code {self.process.exitcode}); "
+                f"a worker process ended before it was ready (exit code {code}); "
                 'in a script, call this under `if __name__ == "__main__":`, or with workers=1'
             ) from None
         self.ready = True
