@@ -71,6 +71,7 @@ def run_onnx(path: Path) -> Run:
 
 
 def run_torch(model: Detector, device: str = "cpu") -> Run:
+    """`model` as a function: (b, c, *grid) -> map (b, m, *grid) and whole (b, k), of numpy."""
     import torch
 
     model = model.eval().to(device)
