@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ecgad.export import run_torch
 from ecgad.parts.detector import Detector, Evidence, Stage
 from ecgad.train import Budget, Progress, _schedule, fit
 
@@ -200,6 +202,48 @@ def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path, monkeypatch):
         fit(TwoStages(), **given)
 
 
-def test_a_budget_is_of_no_fewer_than_0_steps():
-    with pytest.raises(ValueError, match="-5 steps of 64 records"):
-        Budget(steps=-5)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": -5}, "-5 steps of 64 records"),
+        ({"steps": 3.7}, "3.7 steps of 64 records; whole numbers"),
+        ({"batch": 0}, "2000 steps of 0 records; .* 1 or more"),
+        ({"batch": 2.5}, "2000 steps of 2.5 records; whole numbers"),
+        ({"lr": -1}, "lr is -1, .* lr above 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"lr": float("inf")}, "lr is inf"),
+        ({"weight_decay": -0.1}, "weight_decay -0.1; .* no decay below it"),
+        ({"warm_up": 2.0}, "warm_up is 2.0, .* from 0 to 1"),
+        ({"warm_up": float("nan")}, "warm_up is nan"),
+        ({"hold": 1.0}, "hold 1.0; .* hold below 1"),
+        ({"hold": -0.1}, "hold -0.1"),
+    ],
+)
+def test_a_budget_that_has_no_meaning_is_refused(wrong: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Budget(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": -3}, "seed is -3; 0 or more is needed"),
+        ({"report_every": 0}, "report_every is 0, probe_every 500; at least 1 step each"),
+        ({"probe_every": 0}, "report_every is 100, probe_every 0; at least 1 step each"),
+        ({"device": "gpu"}, "device is 'gpu', where torch can place nothing: take 'cpu'"),
+    ],
+)
+def test_a_training_that_cannot_begin_is_refused_by_the_name_of_what_is_wrong(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        fit(TwoStages(), data(), **{"seed": 0} | wrong)
+
+
+def test_a_device_that_is_not_there_is_refused_in_training_and_in_scoring(monkeypatch):
+    def not_compiled(*_: object, device: str) -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch, "empty", not_compiled)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for begin in (partial(fit, x=data(), seed=0), run_torch):
+        with pytest.raises(ValueError, match="device is 'cuda', but this torch has no CUDA: take"):
+            begin(TwoStages(), device="cuda")

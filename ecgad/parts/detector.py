@@ -77,3 +77,13 @@ class Detector(nn.Module, ABC):
         if not torch.compiler.is_exporting() and not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x)).sum())
             raise ValueError(f"input holds {bad} NaN or infinite values; mask them to 0 first")
+
+
+def check_device(device: str) -> None:
+    """Raises `ValueError` for a `device` on which torch can place nothing here."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        no_cuda = device.startswith("cuda") and not torch.cuda.is_available()
+        why = "but this torch has no CUDA" if no_cuda else "where torch can place nothing"
+        raise ValueError(f"device is {device!r}, {why}: take 'cpu'") from error
