@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ecgad.parts.detector import Detector, Stage
 
+CHECKED = 8  # records whose evidence is looked at before and after training
 FORM = 2  # of a checkpoint; 1 had parameters without a pace
 
 
@@ -91,12 +92,13 @@ def fit(
     `settle=False` is for a model that goes on learning of other normals: it `foresee`s instead.
     `probe`, called every `probe_every` steps, measures the model without labels (damage AUROC).
     Raises `ValueError` for an empty or wrongly shaped `x`, a negative `seed`, a device that is not
-    there, or a checkpoint of another training, and `FloatingPointError` when the loss is no longer
+    there, or a checkpoint of another training, what `check_evidence` raises (with a probe before
+    the first step, and once it has settled), and `FloatingPointError` when the loss is no longer
     finite.
     """
     import torch
 
-    from ecgad.parts.detector import check_device
+    from ecgad.parts.detector import check_device, check_evidence
 
     budget = budget or Budget()
     _check_counts(seed, report_every, probe_every)
@@ -104,12 +106,15 @@ def fit(
     if len(x) == 0 or x.shape[1:] != model.shape:
         raise ValueError(f"training data of shape {x.shape}; needed (n > 0, {model.shape})")
     model.to(device).train()
+    few = torch.from_numpy(x[:CHECKED].astype(np.float32)).to(device)
     training = _identity(model, x, seed, budget) if checkpoint else ""
     done = _resume(model, checkpoint, device, training)
     with torch.random.fork_rng():
         if done is None:
             torch.manual_seed(seed)
             model.warm_up(_warm_up_batches(x, budget, seed, device))
+        if probe:  # which asks for evidence before all is learned
+            check_evidence(model, few)
         for number, stage in enumerate(model.stages() if budget.steps else ()):
             if done is not None and number < done["stage"]:
                 continue
@@ -122,6 +127,8 @@ def fit(
         with torch.no_grad():
             end = model.settle if settle else model.foresee
             end(_warm_up_batches(x, budget, seed, device))
+    if settle:
+        check_evidence(model, few)
     return model
 
 

@@ -1,7 +1,7 @@
 """train.fit: one loop for every method, resumable to the step."""
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ecgad.export import run_torch
-from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.parts.detector import Detector, Evidence, Stage, check_evidence
 from ecgad.train import Budget, Progress, _schedule, fit
 
 
@@ -247,3 +247,80 @@ def test_a_device_that_is_not_there_is_refused_in_training_and_in_scoring(monkey
     for begin in (partial(fit, x=data(), seed=0), run_torch):
         with pytest.raises(ValueError, match="device is 'cuda', but this torch has no CUDA: take"):
             begin(TwoStages(), device="cuda")
+
+
+class Breaking(TwoStages):
+    """Gives as evidence what `given` makes of the input."""
+
+    whole = ("one", "two")
+
+    def __init__(self, given: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.given = given
+
+    def forward(self, x: Tensor) -> Evidence:
+        return self.given(x)  # type: ignore[return-value]
+
+
+def evidence(map: Callable[[Tensor], Tensor], columns: int = 2) -> Callable[[Tensor], Evidence]:
+    return lambda x: Evidence(map(x), x.new_ones(len(x), columns))
+
+
+KEPT = evidence(torch.square)
+BROKEN = [
+    (lambda x: (x, x[:, 0, :2]), TypeError, r"gave a tuple; Evidence\(map, whole\)"),
+    (lambda x: Evidence(x.numpy(), x), TypeError, "gave a Evidence; .* of tensors is needed"),
+    (evidence(lambda x: x[:, 0]), ValueError, r"map is \(9, 8\) for an input of \(9, 1, 8\)"),
+    (evidence(lambda x: x[..., :-3]), ValueError, r"map is \(9, 1, 5\) for an input"),
+    (evidence(lambda x: x.repeat(1, 3, 1)), ValueError, r"map is \(9, 3, 8\) for an input"),
+    (evidence(lambda x: x[:1]), ValueError, r"map is \(1, 1, 8\) for an input"),
+    (evidence(torch.abs, 3), ValueError, r"whole is \(9, 3\); \(9, 2\) is .* \('one', 'two'\)"),
+    (evidence(torch.sqrt), ValueError, "map holds [0-9]+ NaN or infinite values"),
+    (evidence(lambda x: x - x.mean(0)), ValueError, r"map\[:, 0\] of a record among .* alone"),
+    (evidence(torch.rand_like), ValueError, "record only: leave out .* drawn by chance"),
+    (
+        lambda x: Evidence(x, torch.stack([x.mean((1, 2)), x.mean().expand(len(x))], 1)),
+        ValueError,
+        r"whole\[:, 1\] of a record among others",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "error", "message"), BROKEN)
+def test_a_method_that_breaks_its_promise_is_told_so_before_the_first_step(given, error, message):
+    model = Breaking(given)
+    with pytest.raises(error, match=message):
+        fit(model, data(), seed=0, budget=BUDGET, probe=lambda model: 1.0)
+    assert not model.mean.any()
+
+
+@pytest.mark.parametrize(("given", "error", "message"), BROKEN)
+def test_it_is_told_so_once_it_has_settled_where_nothing_is_asked_of_it_before(
+    given, error, message
+):
+    model, short = Breaking(given), Budget(steps=2, batch=16)
+    with pytest.raises(error, match=message):
+        fit(model, data(), seed=0, budget=short)
+    assert model.settled.any()
+    fit(model, data(), seed=0, budget=short, settle=False)
+
+
+def test_looking_at_the_evidence_leaves_no_trace():
+    model = Breaking(KEPT).train()
+    model.frozen = nn.Dropout().eval()
+    drawn = torch.get_rng_state()
+    check_evidence(model, torch.from_numpy(data(1)))
+    assert (model.training, model.frozen.training) == (True, False)
+    with pytest.raises(ValueError, match="drawn by chance"):
+        check_evidence(Breaking(evidence(torch.rand_like)), torch.from_numpy(data(1)))
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_record_learned_by_heart_is_not_taken_for_one_that_depends_on_its_batch():
+    """Of a distance of 0 the root is that of the rounding, which depends on the batch."""
+    x = torch.from_numpy(data(4))
+
+    def distance(y: Tensor) -> Tensor:
+        return ((y - x[0]).square() + 1e-4 * (len(y) > 1)).sqrt()
+
+    check_evidence(Breaking(evidence(distance)), x)
