@@ -260,6 +260,7 @@ class Bundle:
 
 
 def evidence(run: Run, prepared: AnyPrepared) -> Evidence:
+    """Map (m, *grid) and `whole` (k,) that `run` gives of one record, its windows one by one."""
     return next(evidences(run, [prepared], 1))
 
 
@@ -380,6 +381,7 @@ def rewrite(folder: Path) -> float:
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
     import hashlib
 
     with path.open("rb") as file:

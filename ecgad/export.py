@@ -78,8 +78,15 @@ def run_onnx(path: Path) -> Run:
 
 
 def run_torch(model: Detector, device: str = "cpu") -> Run:
+    """`model` as a function: (b, c, *grid) -> map (b, m, *grid) and whole (b, k), of numpy.
+
+    Raises `ValueError` for a `device` that is not there.
+    """
     import torch
 
+    from ecgad.parts.detector import check_device
+
+    check_device(device)
     model = model.eval().to(device)
 
     def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

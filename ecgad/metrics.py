@@ -19,8 +19,9 @@ Metric = Callable[[np.ndarray, np.ndarray], float]  # (y, s) -> a number
 def auroc(y: ArrayLike, s: ArrayLike) -> float:
     """Chance that a strange record scores above a normal one, ties counted half.
 
-    Raises `ValueError`, as all metrics of `y` and `s` do, for one class only, labels other than
-    0 and 1, a NaN score, or lengths that differ.
+    `y` (n,) of 0 and 1 and `s` (n,) of numbers give one number. Raises `ValueError`, as all metrics
+    of `y` and `s` do, for one class only, labels other than 0 and 1, a score that is NaN or no
+    number, or lengths that differ.
     """
     return _area(*_curve(y, s))
 
@@ -32,7 +33,8 @@ def _area(caught: np.ndarray, alarms: np.ndarray) -> float:
 def auprc(y: ArrayLike, s: ArrayLike) -> float:
     """Average precision, the step-wise area under precision and recall: chance is the share of 1.
 
-    scikit-learn's `average_precision_score`; no interpolation, which would be optimistic.
+    `y` (n,) of 0 and 1 and `s` (n,) of numbers give one number, scikit-learn's
+    `average_precision_score`; no interpolation, which would be optimistic.
     """
     return _average_precision(*_curve(y, s))
 
@@ -50,8 +52,7 @@ def sensitivity_at(y: ArrayLike, s: ArrayLike, specificity: float) -> float:
 
     A threshold lies between scores: records with the same score are caught together or not at all.
     """
-    if not 0 <= specificity <= 1:
-        raise ValueError(f"specificity is {specificity}; a share between 0 and 1")
+    _check_share("specificity", specificity)
     caught, alarms = _curve(y, s)
     allowed = math.floor((1 - specificity) * alarms[-1] + 1e-9)  # 1 - 0.9 is a little under 0.1
     return float(caught[alarms <= allowed][-1] / caught[-1])
@@ -76,8 +77,9 @@ def partial_auroc(y: ArrayLike, s: ArrayLike, max_fpr: float) -> float:
 def false_alarm_rate(p_values_of_normals: ArrayLike, alpha: float) -> float:
     """Share of normals with p at most `alpha`; NaN (not assessable) is left out of both counts.
 
-    Raises `ValueError` when no p-value is left.
+    Raises `ValueError` when no p-value (n,) is left, or `alpha` is no share.
     """
+    _check_share("alpha", alpha)
     p = np.asarray(p_values_of_normals, dtype=np.float64)
     if (p := p[~np.isnan(p)]).size == 0:
         raise ValueError("no p-values of normals; a rate needs at least one")
@@ -85,11 +87,16 @@ def false_alarm_rate(p_values_of_normals: ArrayLike, alpha: float) -> float:
 
 
 def binomial_band(n: int, rate: float, level: float = 0.99) -> tuple[float, float]:
-    """Between which shares a count of `n` at `rate` lies, with a chance of at least `level`."""
+    """Between which shares a count of `n` at `rate` lies, with a chance of at least `level`.
+
+    Raises `ValueError` for fewer than 1, a `rate` that is no share, or a `level` of 0 or 1.
+    """
     from scipy.stats import binom
 
     if n < 1:
         raise ValueError(f"n is {n}; a share needs at least one record")
+    _check_share("rate", rate)
+    _check_level(level)
     low, high = binom.interval(level, n, rate)
     return float(low / n), float(high / n)
 
@@ -104,16 +111,21 @@ def bootstrap(
     n: int = 1000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of `metric(y, s)` over `n` resamples of patients.
+    """Percentile interval (low, high) of `metric(y, s)` over `n` resamples of patients.
 
-    `groups` (n,) names each record's patient: a patient is drawn with all of his records, as
+    `y` (records,) of 0 and 1, one of them will do; `s` (records, ..) is what `metric` takes.
+    `groups` (records,) names each record's patient: a patient is drawn with all of his records, as
     records of one patient resemble each other. Stratified: patients with a strange record and
     patients without one are drawn separately, each as many as there are. A resample that misses a
     class all the same, possible where patients have records of both, is drawn again.
+
+    Raises `ValueError` for other labels, lengths that differ, `n` below 1 or a `level` of 0 or 1.
     """
-    y, s, groups = np.asarray(y, dtype=int), np.asarray(s), np.asarray(groups)
+    y, s, groups = np.asarray(y), np.asarray(s), np.asarray(groups)
     if not len(y) == len(s) == len(groups) > 0:
         raise ValueError(f"{len(y)} labels, {len(s)} scores, {len(groups)} groups; one each needed")
+    _check_draws(n, level)
+    y = _strange(y).astype(int)
     patients = _Patients(groups, y)
     rng, values = np.random.default_rng(seed), np.empty(n)
     for i in range(n):
@@ -170,10 +182,15 @@ def place_interval(
     """As `bootstrap`, for millions of places: scores are first sorted into `bins` of equal size.
 
     `metric` is `auroc` or `auprc`. A resample is then a weighted sum of one histogram a patient.
-    Patients are drawn without strata, as nearly all have places of both classes.
+    Patients are drawn without strata, as nearly all have places of both classes. `y`, `s` and
+    `groups` are (places,). Raises `ValueError` for another metric, what the metrics refuse, a score
+    that is infinite, lengths that differ, `n` or `bins` below 1, or a `level` of 0 or 1.
     """
-    y, s = np.asarray(y), np.asarray(s, dtype=np.float64)
-    names, patient = np.unique(np.asarray(groups), return_inverse=True)
+    y, s, groups = *_checked(y, s), np.asarray(groups)
+    _check_places(metric, s, groups, bins)
+    _check_draws(n, level)
+    names, patient = np.unique(groups, return_inverse=True)
+    s = s.astype(np.float64)
     edges = np.unique(np.quantile(s, np.linspace(0, 1, bins + 1)[1:-1]))
     cell = (patient * 2 + y) * (len(edges) + 1) + np.searchsorted(edges, s, side="right")
     size = len(names) * 2 * (len(edges) + 1)
@@ -205,8 +222,12 @@ def interval_iou(
 ) -> float:
     """Time in both over time in either; (start, end) in seconds, which may overlap.
 
-    Raises `ValueError` when `true` covers no time: then there is nothing to find.
+    Raises `ValueError` for an end before its start, a time that is not finite, and when `true`
+    covers no time: then there is nothing to find.
     """
+    for start, end in (*found, *true):
+        if not -math.inf < start <= end < math.inf:
+            raise ValueError(f"interval ({start}, {end}); two finite times, the start first")
     edges = np.unique([time for interval in (*found, *true) for time in interval])
     middle, length = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
     in_found, in_true = _covered(middle, found), _covered(middle, true)
@@ -245,9 +266,48 @@ def _checked(y: ArrayLike, s: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     y, s = np.asarray(y), np.asarray(s)
     if y.shape != s.shape or y.ndim != 1:
         raise ValueError(f"labels {y.shape} and scores {s.shape}; two (n,) of one length needed")
+    if s.dtype.kind not in "biuf":
+        raise ValueError(f"scores are of type {s.dtype}; numbers are needed: read them as float")
     if np.isnan(s).any():
         raise ValueError(f"{int(np.isnan(s).sum())} of {len(s)} scores are NaN; leave them out")
-    positive = y == 1
-    if not (positive | (y == 0)).all() or positive.all() or not positive.any():
+    positive = _strange(y)
+    if positive.all() or not positive.any():
         raise ValueError(f"labels {np.unique(y)[:5].tolist()}; 0 and 1, both of them, are needed")
     return positive, s
+
+
+def _strange(y: np.ndarray) -> np.ndarray:
+    """Which labels are 1, (n,) bool, where all are 0 or 1."""
+    positive = y == 1
+    if y.ndim != 1:
+        raise ValueError(f"labels {y.shape}; (n,) of 0 and 1 are needed")
+    if not (positive | (y == 0)).all():
+        raise ValueError(f"labels {np.unique(y)[:5].tolist()}; 0 and 1 alone are needed")
+    return positive
+
+
+def _check_places(metric: Metric, s: np.ndarray, groups: np.ndarray, bins: int) -> None:
+    if metric not in _AREAS:
+        raise ValueError(f"metric is {metric!r}; {' or '.join(m.__name__ for m in _AREAS)}")
+    if groups.shape != s.shape:
+        raise ValueError(f"groups {groups.shape} and scores {s.shape}; one group a place needed")
+    if count := int(np.isinf(s).sum()):
+        raise ValueError(f"{count} of {len(s)} scores are infinite; leave them out")
+    if bins < 1:
+        raise ValueError(f"bins is {bins}; at least 1 is needed")
+
+
+def _check_draws(n: int, level: float) -> None:
+    if n < 1:
+        raise ValueError(f"n is {n}; an interval needs at least one resample")
+    _check_level(level)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; above 0 and below 1, such as 0.95")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; a share between 0 and 1")

@@ -52,10 +52,12 @@ class Rule:
     edge_step: int = 0  # is so many times as high in each step of so many samples from an end
 
     def to_json(self) -> dict:
+        """What a card holds of it, by the names of the fields."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict) -> Rule:
+        """The rule of `to_json`, also read from a file; what `data` lacks has its default."""
         made: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         for name, value in made.items():
             made[name] = tuple(value) if isinstance(value, list) else value
@@ -63,6 +65,7 @@ class Rule:
 
 
 def feature_names(whole: tuple[str, ...]) -> tuple[str, ...]:
+    """What `features` gives of a model with the columns `whole`, in that order."""
     return (*OF_MAP, *whole)
 
 

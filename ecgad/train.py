@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
     from ecgad.parts.detector import Detector, Stage
 
+CHECKED = 8  # records whose evidence is looked at before and after training
 FORM = 2  # of a checkpoint; 1 had parameters without a pace
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and how a method learns; the same for all methods unless a row says otherwise."""
+    """How long and how a method learns; the same for all methods unless a row says otherwise.
+
+    Raises `ValueError` for numbers by which nothing can learn.
+    """
 
     steps: int = 2000  # of all stages together; 0: what is not learned by gradient, alone
     batch: int = 64  # records
@@ -39,9 +43,21 @@ class Budget:
     hold: float = 0.0  # share of a stage's steps before the rate begins to fall
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch < 1:
+        whole = isinstance(self.steps, int) and isinstance(self.batch, int)
+        if not whole or self.steps < 0 or self.batch < 1:
             raise ValueError(
-                f"{self.steps} steps of {self.batch} records; at least 0, of 1 or more"
+                f"{self.steps} steps of {self.batch} records; whole numbers are needed, at least "
+                "0 steps, of 1 or more"
+            )
+        if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"lr is {self.lr}, weight_decay {self.weight_decay}; finite numbers are needed, "
+                "lr above 0 and no decay below it"
+            )
+        if not 0 <= self.warm_up <= 1 or not 0 <= self.hold < 1:
+            raise ValueError(
+                f"warm_up is {self.warm_up}, hold {self.hold}; shares of a stage's steps are "
+                "needed, from 0 to 1, and hold below 1, as the rate falls after it"
             )
 
 
@@ -75,21 +91,30 @@ def fit(
 
     `settle=False` is for a model that goes on learning of other normals: it `foresee`s instead.
     `probe`, called every `probe_every` steps, measures the model without labels (damage AUROC).
-    Raises `ValueError` for an empty or wrongly shaped `x`, or a checkpoint of another training, and
-    `FloatingPointError` when the loss is no longer finite.
+    Raises `ValueError` for an empty or wrongly shaped `x`, a negative `seed`, a device that is not
+    there, or a checkpoint of another training, what `check_evidence` raises (with a probe before
+    the first step, and once it has settled), and `FloatingPointError` when the loss is no longer
+    finite.
     """
     import torch
 
+    from ecgad.parts.detector import check_device, check_evidence
+
     budget = budget or Budget()
+    _check_counts(seed, report_every, probe_every)
+    check_device(device)
     if len(x) == 0 or x.shape[1:] != model.shape:
         raise ValueError(f"training data of shape {x.shape}; needed (n > 0, {model.shape})")
     model.to(device).train()
+    few = torch.from_numpy(x[:CHECKED].astype(np.float32)).to(device)
     training = _identity(model, x, seed, budget) if checkpoint else ""
     done = _resume(model, checkpoint, device, training)
     with torch.random.fork_rng():
         if done is None:
             torch.manual_seed(seed)
             model.warm_up(_warm_up_batches(x, budget, seed, device))
+        if probe:  # which asks for evidence before all is learned
+            check_evidence(model, few)
         for number, stage in enumerate(model.stages() if budget.steps else ()):
             if done is not None and number < done["stage"]:
                 continue
@@ -102,7 +127,18 @@ def fit(
         with torch.no_grad():
             end = model.settle if settle else model.foresee
             end(_warm_up_batches(x, budget, seed, device))
+    if settle:
+        check_evidence(model, few)
     return model
+
+
+def _check_counts(seed: int, report_every: int, probe_every: int) -> None:
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; 0 or more is needed")
+    if min(report_every, probe_every) < 1:
+        raise ValueError(
+            f"report_every is {report_every}, probe_every {probe_every}; at least 1 step each"
+        )
 
 
 class _StageRun:

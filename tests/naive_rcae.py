@@ -65,6 +65,7 @@ def map_of(model: Model, i: Tensor, fine: list[Tensor]) -> Tensor:
 
 
 def distance(model: Model, found: np.ndarray, x: np.ndarray) -> float:
-    """L1 of signals and their slopes, in deviations."""
-    one, other = (np.concatenate([v, differences(v)], 1) for v in (found, x))
-    return float((np.abs(one - other) / model.spread.numpy()).mean())
+    """Half of ||I - I_R||_1 + ||I' - I_R'||_1, in deviations."""
+    size, c = model.spread.numpy(), x.shape[1]
+    own = (np.abs(found - x) / size[:c]).mean()
+    return float(own + (np.abs(differences(found) - differences(x)) / size[c:]).mean()) / 2

@@ -126,6 +126,16 @@ def test_no_file_is_named_for_what_it_is_not():
     assert not names & {"utils", "misc", "common", "base", "manager", "engine", "helper", "helpers"}
 
 
+@pytest.mark.parametrize("name", ["score", "train", "metrics", "ranges", "export", "bundle"])
+def test_what_others_call_says_what_it_does(name):
+    nodes = tree(PACKAGE / f"{name}.py").body
+    made = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    rules = [node for each in made if each.name == "Rule" for node in each.body]
+    made += [node for node in rules if isinstance(node, ast.FunctionDef)]
+    silent = [node.name for node in made if not ast.get_docstring(node)]
+    assert not [name for name in silent if not name.startswith("_")]
+
+
 def cpu_seconds(code: str) -> float:
     """Processor time of a fresh interpreter; unlike the clock, it bears a busy machine."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

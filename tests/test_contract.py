@@ -196,7 +196,7 @@ TABLE = {
         ),
         {
             "centres": (0, "centres is 0"),
-            "push": ((0.5, 0.2), r"push is \(0.5, 0.2\)"),
+            "push": ((0.5, 0.2), r"push is \(0.5, 0.2\); two .* the second not below the first"),
             "ema": (0.0, "ema is 0.0"),
             "damage": (-1.0, "damage -1.0"),
         },

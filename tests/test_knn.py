@@ -1,6 +1,9 @@
 """A bank of normal tokens: the nearest one counts, wherever it stands."""
 
+from dataclasses import asdict
+
 import numpy as np
+import pytest
 import torch
 
 from ecgad import methods
@@ -27,6 +30,20 @@ def test_the_map_is_the_squared_distance_to_the_nearest_of_the_bank_at_each_toke
 def test_a_record_whose_tokens_are_all_in_the_bank_is_not_strange_at_all(ecg):
     model, x = small(ecg, bank=24 * 6)
     assert model(x).map.abs().max() < 1e-3
+
+
+def test_a_bank_has_no_more_places_than_there_are_tokens(ecg):
+    model, x = small(ecg, bank=5000)
+    assert model.config.bank == len(model.bank.centres) == 24 * 6
+    assert len(model.bank.centres.unique(dim=0)) == 24 * 6
+    again = methods.build("knn", (12, 240), asdict(model.config)).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x).map, model(x).map)
+
+
+def test_a_bank_of_more_places_than_tokens_are_drawn_is_refused_before_it_is_made():
+    with pytest.raises(ValueError, match="bank is 1000000 and most is 50000; no more centres"):
+        methods.build("knn", (12, 240), {"encoder": "raw:40", "bank": 1_000_000})
 
 
 def test_the_bank_does_not_care_at_which_time_a_token_was_seen(ecg):

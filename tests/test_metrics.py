@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import numpy as np
@@ -69,6 +70,11 @@ def test_one_false_alarm_in_ten_is_a_specificity_of_nine_tenths():
     assert sensitivity_at(y, s, 0.91) == 0.5
 
 
+@pytest.mark.parametrize("metric", [auroc, auprc, bootstrap, place_interval])
+def test_a_metric_says_the_shape_of_its_labels_and_scores(metric):
+    assert re.search(r"`y` \((n|records),\)|are \(places,\)", metric.__doc__)
+
+
 def test_random_scores_are_at_chance_and_perfect_ones_at_one():
     rng = np.random.default_rng(0)
     y = (rng.random(40_000) < 0.2).astype(int)
@@ -116,9 +122,23 @@ def test_the_binomial_band_holds_its_level_and_little_more(n, rate):
     assert np.mean((low < shares) & (shares < high)) < 0.992  # one count less on either side
 
 
-def test_a_band_of_no_records_is_refused():
-    with pytest.raises(ValueError, match="n is 0"):
-        binomial_band(0, 0.05)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((0, 0.05), "n is 0"),
+        ((10, 1.5), "rate is 1.5; a share between 0 and 1"),
+        ((10, 0.5, 1.0), "level is 1.0; above 0 and below 1"),
+    ],
+)
+def test_a_band_of_no_records_or_of_no_share_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        binomial_band(*given)
+
+
+def test_a_rate_of_false_alarms_is_at_a_share():
+    for alpha in (5, -0.1, np.nan):
+        with pytest.raises(ValueError, match=f"alpha is {alpha}; a share between 0 and 1"):
+            false_alarm_rate([0.2, 0.4], alpha)
 
 
 def patients(n: int, records: int, shift: float, rng) -> tuple[np.ndarray, ...]:
@@ -193,6 +213,24 @@ def test_a_thousand_resamples_of_two_thousand_records_take_seconds():
     assert time.process_time() - started < 3
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"y": [0, 0.7]}, r"labels \[0.0, 0.7\]; 0 and 1 alone"),
+        ({"y": [0, 2]}, r"labels \[0, 2\]; 0 and 1 alone"),
+        ({"level": 1.5}, "level is 1.5; above 0 and below 1"),
+        ({"level": -0.5}, "level is -0.5"),
+        ({"level": np.nan}, "level is nan"),
+        ({"n": 0}, "n is 0; an interval needs at least one resample"),
+        ({"s": ["a", "b"]}, "scores are of type <U1; numbers are needed"),
+    ],
+)
+def test_what_gives_no_interval_is_refused(wrong, message):
+    given = {"y": [0, 1], "s": [0.1, 0.2], "groups": [0, 1], "seed": 0}
+    with pytest.raises(ValueError, match=message):
+        bootstrap(auroc, **given | wrong)
+
+
 def test_unequal_lengths_are_refused_before_drawing():
     with pytest.raises(ValueError, match="2 labels, 2 scores, 3 groups"):
         bootstrap(auroc, [0, 1], [0, 1], [0, 1, 2], seed=0)
@@ -246,6 +284,42 @@ def test_interval_iou_is_shared_time_over_joint_time(found, true, by_hand):
 def test_intervals_that_cover_no_time_are_refused():
     with pytest.raises(ValueError, match="cover no time"):
         interval_iou([(0, 1)], [(2, 2)])
+
+
+@pytest.mark.parametrize("times", [(3, 1), (np.nan, 2), (1, np.nan), (0, np.inf)])
+def test_an_interval_that_ends_before_it_starts_or_nowhere_is_refused(times):
+    with pytest.raises(ValueError, match=f"interval .{times[0]}, {times[1]}.; two finite times"):
+        interval_iou([times], [(1, 2)])
+    with pytest.raises(ValueError, match="two finite times"):
+        interval_iou([(1, 2)], [times])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"s": [1, np.nan, 2, 3]}, "1 of 4 scores are NaN; leave them out"),
+        ({"s": [1, -np.inf, 2, 3]}, "1 of 4 scores are infinite; leave them out"),
+        ({"s": list("abcd")}, "scores are of type <U1"),
+        ({"s": [1, 2, 3]}, r"labels \(4,\) and scores \(3,\)"),
+        ({"y": [0, 0, 0, 0]}, r"labels \[0\]; 0 and 1, both of them"),
+        ({"y": [0, 2, 0, 2]}, r"labels \[0, 2\]; 0 and 1 alone"),
+        ({"groups": [0, 1]}, r"groups \(2,\) and scores \(4,\); one group a place"),
+        ({"metric": max}, "metric is .*max.*; auroc or auprc"),
+        ({"bins": 0}, "bins is 0"),
+        ({"n": 0}, "n is 0"),
+        ({"level": 2}, "level is 2"),
+    ],
+)
+def test_the_interval_of_places_refuses_what_its_metric_would(wrong, message):
+    given = {"metric": auroc, "y": [0, 1, 0, 1], "s": [1, 2, 3, 4], "groups": [0, 0, 1, 1]}
+    with pytest.raises(ValueError, match=message):
+        place_interval(**given | {"seed": 0} | wrong)
+
+
+def test_labels_of_places_may_be_bool_or_float():
+    (y, s, groups), kinds = patients(20, 9, 1.0, np.random.default_rng(0)), (int, bool, float)
+    found = [place_interval(auroc, y.astype(t), s, groups, seed=0, n=50) for t in kinds]
+    assert found[0] == found[1] == found[2]
 
 
 def test_the_interval_of_places_is_the_bootstrap_by_patient_to_within_its_bins():

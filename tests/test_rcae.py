@@ -71,6 +71,27 @@ def test_stage_1_loses_the_errors_of_signal_and_slope_in_deviations(shape, monke
     assert model.loss(x).item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_signal_and_slopes_weigh_the_same_however_many_axes_there_are():
+    """One pixel of 3 x 5 is 6 off, a corner: the slope there and beside it, on either axis."""
+    model, x = built((1, 3, 5)), torch.zeros(1, 1, 3, 5)
+    padded_x = model.pad(x)
+    (top, _), (left, _) = model.margins
+    padded_x[0, 0, top, left] = 6
+    own, slope = 6 / 15, (6 + 6 + 6 + 6) / 30  # at a border the first difference stands twice
+    assert model.distance(padded_x, x).item() == pytest.approx((own + slope) / 2)
+    model.spread.copy_(torch.tensor([2.0, 3.0, 6.0])[:, None, None])
+    own, slope = 3 / 15, (2 + 2 + 1 + 1) / 30
+    assert model.distance(padded_x, x).item() == pytest.approx((own + slope) / 2)
+
+
+@torch.no_grad()
+def test_of_signals_all_numbers_of_both_have_one_mean():
+    model, x = uneven((2, 24))
+    found = torch.randn(3, 2, 24)
+    both = torch.cat([found - x, slopes(found) - slopes(x)], 1) / model.spread
+    assert torch.equal(model.distance(found, x), both.abs().mean())
+
+
 @pytest.mark.parametrize("shape", UNEVEN)
 @torch.no_grad()
 def test_stage_2_loses_the_same_of_restored_signals_mean_over_all_depths(shape):

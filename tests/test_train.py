@@ -1,7 +1,8 @@
 """train.fit: one loop for every method, resumable to the step."""
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.export import run_torch
+from ecgad.parts.detector import Detector, Evidence, Stage, check_evidence
 from ecgad.train import Budget, Progress, _schedule, fit
 
 
@@ -200,6 +202,125 @@ def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path, monkeypatch):
         fit(TwoStages(), **given)
 
 
-def test_a_budget_is_of_no_fewer_than_0_steps():
-    with pytest.raises(ValueError, match="-5 steps of 64 records"):
-        Budget(steps=-5)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": -5}, "-5 steps of 64 records"),
+        ({"steps": 3.7}, "3.7 steps of 64 records; whole numbers"),
+        ({"batch": 0}, "2000 steps of 0 records; .* 1 or more"),
+        ({"batch": 2.5}, "2000 steps of 2.5 records; whole numbers"),
+        ({"lr": -1}, "lr is -1, .* lr above 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"lr": float("inf")}, "lr is inf"),
+        ({"weight_decay": -0.1}, "weight_decay -0.1; .* no decay below it"),
+        ({"warm_up": 2.0}, "warm_up is 2.0, .* from 0 to 1"),
+        ({"warm_up": float("nan")}, "warm_up is nan"),
+        ({"hold": 1.0}, "hold 1.0; .* hold below 1"),
+        ({"hold": -0.1}, "hold -0.1"),
+    ],
+)
+def test_a_budget_that_has_no_meaning_is_refused(wrong: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Budget(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": -3}, "seed is -3; 0 or more is needed"),
+        ({"report_every": 0}, "report_every is 0, probe_every 500; at least 1 step each"),
+        ({"probe_every": 0}, "report_every is 100, probe_every 0; at least 1 step each"),
+        ({"device": "gpu"}, "device is 'gpu', where torch can place nothing: take 'cpu'"),
+    ],
+)
+def test_a_training_that_cannot_begin_is_refused_by_the_name_of_what_is_wrong(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        fit(TwoStages(), data(), **{"seed": 0} | wrong)
+
+
+def test_a_device_that_is_not_there_is_refused_in_training_and_in_scoring(monkeypatch):
+    def not_compiled(*_: object, device: str) -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch, "empty", not_compiled)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for begin in (partial(fit, x=data(), seed=0), run_torch):
+        with pytest.raises(ValueError, match="device is 'cuda', but this torch has no CUDA: take"):
+            begin(TwoStages(), device="cuda")
+
+
+class Breaking(TwoStages):
+    """Gives as evidence what `given` makes of the input."""
+
+    whole = ("one", "two")
+
+    def __init__(self, given: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.given = given
+
+    def forward(self, x: Tensor) -> Evidence:
+        return self.given(x)  # type: ignore[return-value]
+
+
+def evidence(map: Callable[[Tensor], Tensor], columns: int = 2) -> Callable[[Tensor], Evidence]:
+    return lambda x: Evidence(map(x), x.new_ones(len(x), columns))
+
+
+KEPT = evidence(torch.square)
+BROKEN = [
+    (lambda x: (x, x[:, 0, :2]), TypeError, r"gave a tuple; Evidence\(map, whole\)"),
+    (lambda x: Evidence(x.numpy(), x), TypeError, "gave a Evidence; .* of tensors is needed"),
+    (evidence(lambda x: x[:, 0]), ValueError, r"map is \(9, 8\) for an input of \(9, 1, 8\)"),
+    (evidence(lambda x: x[..., :-3]), ValueError, r"map is \(9, 1, 5\) for an input"),
+    (evidence(lambda x: x.repeat(1, 3, 1)), ValueError, r"map is \(9, 3, 8\) for an input"),
+    (evidence(lambda x: x[:1]), ValueError, r"map is \(1, 1, 8\) for an input"),
+    (evidence(torch.abs, 3), ValueError, r"whole is \(9, 3\); \(9, 2\) is .* \('one', 'two'\)"),
+    (evidence(torch.sqrt), ValueError, "map holds [0-9]+ NaN or infinite values"),
+    (evidence(lambda x: x - x.mean(0)), ValueError, r"map\[:, 0\] of a record among .* alone"),
+    (evidence(torch.rand_like), ValueError, "record only: leave out .* drawn by chance"),
+    (
+        lambda x: Evidence(x, torch.stack([x.mean((1, 2)), x.mean().expand(len(x))], 1)),
+        ValueError,
+        r"whole\[:, 1\] of a record among others",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "error", "message"), BROKEN)
+def test_a_method_that_breaks_its_promise_is_told_so_before_the_first_step(given, error, message):
+    model = Breaking(given)
+    with pytest.raises(error, match=message):
+        fit(model, data(), seed=0, budget=BUDGET, probe=lambda model: 1.0)
+    assert not model.mean.any()
+
+
+@pytest.mark.parametrize(("given", "error", "message"), BROKEN)
+def test_it_is_told_so_once_it_has_settled_where_nothing_is_asked_of_it_before(
+    given, error, message
+):
+    model, short = Breaking(given), Budget(steps=2, batch=16)
+    with pytest.raises(error, match=message):
+        fit(model, data(), seed=0, budget=short)
+    assert model.settled.any()
+    fit(model, data(), seed=0, budget=short, settle=False)
+
+
+def test_looking_at_the_evidence_leaves_no_trace():
+    model = Breaking(KEPT).train()
+    model.frozen = nn.Dropout().eval()
+    drawn = torch.get_rng_state()
+    check_evidence(model, torch.from_numpy(data(1)))
+    assert (model.training, model.frozen.training) == (True, False)
+    with pytest.raises(ValueError, match="drawn by chance"):
+        check_evidence(Breaking(evidence(torch.rand_like)), torch.from_numpy(data(1)))
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_record_learned_by_heart_is_not_taken_for_one_that_depends_on_its_batch():
+    """Of a distance of 0 the root is that of the rounding, which depends on the batch."""
+    x = torch.from_numpy(data(4))
+
+    def distance(y: Tensor) -> Tensor:
+        return ((y - x[0]).square() + 1e-4 * (len(y) > 1)).sqrt()
+
+    check_evidence(Breaking(evidence(distance)), x)

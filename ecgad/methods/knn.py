@@ -12,7 +12,8 @@ says how much the learning of another one is worth; with a bundle they are those
     record --encoder--> tokens (n, d) --nearest of the bank (k, d)--> squared distance of each token
 
 Cluster centres in place of the tokens themselves: the bank stays small, and a rare token of a
-mislabelled record does not become a normal place. The last layer of an encoder is used.
+mislabelled record does not become a normal place. Of fewer tokens than it has places the bank holds
+each once, and `Config.bank` becomes their number. The last layer of an encoder is used.
 """
 
 from __future__ import annotations
@@ -31,12 +32,17 @@ from ecgad.parts.normality import Bank
 @dataclass(frozen=True)
 class Config:
     encoder: str = "raw:40"  # 0.4 s at 100 Hz, a QRS and its T wave; see `parts/encoders.py`
-    bank: int = 512  # centres; some seconds of 100 different hearts
+    bank: int = 512  # centres, at most one a token; some seconds of 100 different hearts
     most: int = 50_000  # tokens that k-means sees, drawn by chance, for the sake of time
 
     def __post_init__(self) -> None:
         if min(self.bank, self.most) < 1:
             raise ValueError(f"bank is {self.bank} and most is {self.most}; at least 1 each")
+        if self.bank > self.most:
+            raise ValueError(
+                f"bank is {self.bank} and most is {self.most}; no more centres than tokens that "
+                "they are of: take a smaller bank"
+            )
 
 
 class Model(Detector):
@@ -63,8 +69,14 @@ class Model(Detector):
 
     @torch.no_grad()
     def warm_up(self, batches: Iterable[Tensor]) -> None:
-        """Standardises the encoder, and fills the bank from the tokens of all `batches`."""
+        """Standardises the encoder, and fills the bank from the tokens of all `batches`.
+
+        Of fewer tokens than places the bank shrinks to one place each.
+        """
         batches = list(batches)
         self.encoder.warm_up(batches)
         tokens = torch.cat([self.encoder(x)[:, -1].flatten(0, 1) for x in batches])  # (b n, d)
+        if len(tokens) < self.config.bank:
+            self.config = replace(self.config, bank=len(tokens))
+            self.bank = Bank(len(tokens), self.encoder.width).to(tokens.device)
         self.bank.fit(tokens, self.config.most)

@@ -71,7 +71,10 @@ class Config:
         if min(self.centres, self.hidden) < 1:
             raise ValueError(f"centres is {self.centres}, hidden {self.hidden}; at least 1 each")
         if not 0 < self.push[0] <= self.push[1]:
-            raise ValueError(f"push is {self.push}; two rising shares of the radius, above 0")
+            raise ValueError(
+                f"push is {self.push}; two shares of the radius above 0 are needed, the second "
+                "not below the first"
+            )
         if not 0 < self.ema <= 1:
             raise ValueError(f"ema is {self.ema}; a share in 0 .. 1, not 0")
         if min(self.compactness, self.damage) < 0:

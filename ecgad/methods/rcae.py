@@ -19,7 +19,7 @@ halves the grid and keeps the channels, and one decoder D, which doubles it, ser
 Three stages, each with all before it frozen: RcAE by ||I - I_R||_1 + ||I' - I_R'||_1 at a depth
 n ~ U{1..N} a batch; DPN by the same of I_D^n; CRD by ||M_A - M_P||_2 + ||M_A' - M_P'||_2, where M_P
 is the mask of a pseudo-anomaly. I' is the first difference along each axis; ||.||_1 is a mean of
-absolute values, ||.||_2 one of squares.
+absolute values, ||.||_2 one of squares, and sums of ||.||_1 are halved.
 Paper's names here: E `encoder`, D `decoder`, f_DPN `detail`, f_CRD `cross`, I_R `rough`, I_D
 `fine`, E and D applied `recurse`, N `Config.depth`.
 
@@ -199,9 +199,11 @@ class Model(Detector):
         return _times(self.decoder, n, _times(self.encoder, n, i))
 
     def distance(self, padded: Tensor, x: Tensor) -> Tensor:
-        """Mean |difference| of both and of their slopes, each in its deviations over normals."""
+        """The mean of ||difference||_1 and that of the slopes, each in deviations over normals."""
         difference = _with_slopes(self.crop(padded)) - _with_slopes(x)
-        return (difference / self.spread).abs().mean()
+        error = (difference / self.spread).abs()
+        own = error[:, : x.shape[1]]  # once for each axis: I' has a view along each
+        return torch.cat([own] * (x.ndim - 3) + [error], 1).mean()
 
     def pad(self, x: Tensor) -> Tensor:
         if not any(map(sum, self.margins)):
