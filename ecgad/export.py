@@ -77,21 +77,22 @@ def run_onnx(path: Path) -> Run:
     return run
 
 
-def run_torch(model: Detector, device: str = "cpu") -> Run:
+def run_torch(model: Detector, device: str | None = None) -> Run:
     """`model` as a function: (b, c, *grid) -> map (b, m, *grid) and whole (b, k), of numpy.
 
-    Raises `ValueError` for a `device` that is not there.
+    It stays where it is unless a `device` is named. Raises `ValueError` for a `device` that is not there.
     """
     import torch
 
     from ecgad.parts.detector import check_device
 
-    check_device(device)
-    model = model.eval().to(device)
+    place = device or str(next((p.device for p in model.parameters()), "cpu"))
+    check_device(place)
+    model = model.eval().to(place)
 
     def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
-            evidence = model(torch.from_numpy(x).to(device))
+            evidence = model(torch.from_numpy(x).to(place))
         return evidence.map.cpu().numpy(), evidence.whole.cpu().numpy()
 
     return run

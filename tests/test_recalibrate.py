@@ -75,7 +75,7 @@ def test_a_record_of_the_calibration_counts_itself_to_the_last_bit(bundle, ecg):
     made = records(ecg(60, seed=4, t=1234))
     own = recalibrated(bundle, made)
     scores = [bundle.score(record).score for record in made]
-    assert own.calibration.groups["12 of 12 leads"] == scores
+    np.testing.assert_array_equal(own.calibration.groups["12 of 12 leads"], np.sort(scores))
 
 
 def test_no_more_than_two_records_are_in_memory_at_once(bundle, ecg):
