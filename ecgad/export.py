@@ -80,7 +80,7 @@ def run_onnx(path: Path) -> Run:
 def run_torch(model: Detector, device: str | None = None) -> Run:
     """`model` as a function: (b, c, *grid) -> map (b, m, *grid) and whole (b, k), of numpy.
 
-    It stays where it is unless a `device` is named. Raises `ValueError` for a `device` that is not there.
+    It stays where it is unless a `device` is named. Raises `ValueError` for one that is not there.
     """
     import torch
 

@@ -141,7 +141,7 @@ def check_same(
         now["bank"] = there["bank"]
     differ = [k for k in now | there if now.get(k) != there.get(k)]
     if differ:
-        words = ", ".join(f"{k} {there.get(k)} there, {now.get(k)} now" for k in differ)
+        words = ", ".join(f"{k} {there.get(k)} there, {now.get(k)} now" for k in differ[:3])
         raise ValueError(
             f"{folder} holds a model of another training ({words}): remove it to train anew, or "
             "take another -o"

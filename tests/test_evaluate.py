@@ -366,7 +366,7 @@ def test_a_model_of_another_training_is_not_taken_for_this_one(ecg: Ecg, tmp_pat
     others = replace(sets, calibration=cases(ecg(20, seed=9, t=1000), "a"))
     with pytest.raises(ValueError, match=r"\(records \w+ there, \w+ now\)"):
         train(others, 0)
-    with pytest.raises(ValueError, match=r"\(method pca there, knn now, .*encoder None there"):
+    with pytest.raises(ValueError, match=r"\(method pca there, knn now, "):
         ev.trained("knn", sets, 0, tmp_path / "pca-0", report=lambda line: None)
 
 

@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,6 +248,24 @@ def test_a_device_that_is_not_there_is_refused_in_training_and_in_scoring(monkey
     for begin in (partial(fit, x=data(), seed=0), run_torch):
         with pytest.raises(ValueError, match="device is 'cuda', but this torch has no CUDA: take"):
             begin(TwoStages(), device="cuda")
+
+
+def test_a_model_runs_where_it_is_unless_another_device_is_named(monkeypatch):
+    """A probe during training must not fetch it from its accelerator."""
+
+    class Far(TwoStages):
+        def parameters(self):
+            return iter([SimpleNamespace(device="far")])
+
+        def to(self, device):
+            seen.append(device)
+            return self
+
+    seen: list[str] = []
+    monkeypatch.setattr("ecgad.parts.detector.check_device", lambda device: None)
+    run_torch(Far())
+    run_torch(Far(), "cpu")
+    assert seen == ["far", "cpu"]
 
 
 class Breaking(TwoStages):
