@@ -242,12 +242,14 @@ def intervals(
     gap = max(round(shortest_s * rate_hz), 1)
     row, start, end = _stretches(relative > 1, gap)
     strength = _means(relative, row, start, end)
-    best = np.lexsort((np.array(names)[row], start, -strength))
+    rank = np.argsort(np.argsort(names))  # numbers are sorted sooner than names
+    best = np.lexsort((rank[row], start, -strength))
     later = np.ones(len(best), bool)  # than a stronger one of its row
     later[np.unique(row[best], return_index=True)[1]] = False
     best = best[np.sort(np.argsort(later, kind="stable")[:most])]
-    places = zip(row[best], start[best] / rate_hz, end[best] / rate_hz, strength[best], strict=True)
-    return tuple(Interval(names[r], float(a), float(b), float(mean)) for r, a, b, mean in places)
+    columns = row[best], start[best] / rate_hz, end[best] / rate_hz, strength[best]
+    places = zip(*(column.tolist() for column in columns), strict=True)
+    return tuple(Interval(names[r], begin, stop, mean) for r, begin, stop, mean in places)
 
 
 def _stretches(above: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
