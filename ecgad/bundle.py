@@ -38,7 +38,7 @@ from ecgad.score import (
     relative,
     row_validity,
     score,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from ecgad.parts.detector import Detector

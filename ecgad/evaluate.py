@@ -32,7 +32,7 @@ from ecgad.learn import (
     learn,
     prepared_windows,
     progress_line,
-)  # fmt: skip
+)
 from ecgad.prepare.image import AnyPreparation, AnyPrepared, ImagePreparation, prepare_image
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, prepare

@@ -357,11 +357,8 @@ def data_fingerprint(normals: Normals) -> str:
 
 def progress_line(progress: Progress) -> str:
     """Stage, step, loss, AUROC of the map's mean on known damage, and the time left, in words."""
-    damage = (
-        ""
-        if progress.damage_auroc is None
-        else f"  map on damage: AUROC {progress.damage_auroc:.3f}"
-    )
+    auroc = progress.damage_auroc
+    damage = "" if auroc is None else f"  map on damage: AUROC {auroc:.3f}"
     left = progress.seconds / progress.step * (progress.steps - progress.step)
     return (
         f"{progress.stage} {progress.step}/{progress.steps}  loss {progress.loss:.3f}{damage}"

@@ -26,7 +26,7 @@ from ecgad.benchmarks import (
     ptbxl_zscored,
     split,
     table,
-)  # fmt: skip
+)
 
 GENERATED = 10_000
 NOTES = (

@@ -23,9 +23,16 @@ from ecgad.read.wfdb_header import mentioned, parse_header
 from ecgad.record import NotMine, ReadError, Record
 
 __all__ = [
-    "FORMATS", "PASSING", "UNSTATED", "Annotations", "Stated", "find", "read", "read_annotations",
+    "FORMATS",
+    "PASSING",
+    "UNSTATED",
+    "Annotations",
+    "Stated",
+    "find",
+    "read",
+    "read_annotations",
     "read_hours",
-]  # fmt: skip
+]
 
 FORMATS = f"WFDB (a .hea with its .dat or .mat), {arrays.FORMATS}, {clinical.FORMATS}"
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # none of a file's

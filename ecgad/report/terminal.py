@@ -19,7 +19,7 @@ from ecgad.report import (
     number,
     p_words,
     parts_words,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -33,15 +33,7 @@ from ecgad.screen.site import compare
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SAME = (
-    "model",
-    "alpha",
-    "shard",
-    "stated",
-    "versions",
-    "from",
-    "inputs",
-)  # in runs that share a folder
+SAME = ("model", "alpha", "shard", "stated", "versions", "from", "inputs")  # of runs in one folder
 BRIEF = ["source_sha256", "score", "p_value", "p_group", "decision", "error"]  # columns
 LIBRARIES = ("numpy", "scipy", "wfdb", "onnxruntime", "pyarrow", "ecgdatakit", "pydicom")
 
