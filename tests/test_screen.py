@@ -680,6 +680,18 @@ def test_a_path_that_may_not_be_looked_into_is_a_row(model, tmp_path, ecg, monke
     assert find([tmp_path / "in", tmp_path / "barred"])[0] == tmp_path / "barred"
 
 
+def test_tables_without_a_lead_are_passed_over_and_told_of(model, tmp_path, ecg, capsys):
+    write_record(tmp_path / "in", "a", ecg(1, seed=3, t=1200)[0])
+    (tmp_path / "in/b.csv").write_text("name,age\nx,1\n")
+    np.savez(tmp_path / "in/c.npz", other=np.zeros(3))
+    (tmp_path / "in/d.txt").write_text("notes")
+    (tmp_path / "in/.e.csv").write_text("name,age\nx,1\n")
+    assert len(screen(tmp_path / "in", tmp_path / "o", model=model, workers=1)) == 1
+    passed = [str(tmp_path / "in" / name) for name in ("b.csv", "c.npz")]
+    assert folder.read_manifest(tmp_path / "o")["passed_over"] == passed
+    assert f"2 CSV or .npz files, {passed[0]} and others (manifest.json)" in capsys.readouterr().err
+
+
 def test_shards_may_be_written_with_zeros(archive, model, tmp_path):
     screen(archive, tmp_path, model=model, workers=1, quiet=True, shard="01/02")
     assert folder.read_manifest(tmp_path)["shard"] == "1/2"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,9 @@ def read_annotations(path: str | Path, extension: str = "atr") -> Annotations:
     return Annotations(found.sample / (found.fs or rate_hz), tuple(found.symbol), notes)
 
 
-def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def find(
+    paths: str | Path | Iterable[str | Path], passed: Callable[[Path], None] = lambda path: None
+) -> list[Path]:
     """The record files at `paths`, sorted, each record once.
 
     A path is a record, a folder (searched with all below it, also behind links; dot files left
@@ -123,34 +125,35 @@ def find(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     A header stands for its signal files and, in a multi-segment record, for its segments. A file
     that is no readable record but was meant to be one (an empty header, a signal file without
     header, a line of a list that leads nowhere) is found too: `read` says what is wrong with it.
+    Tables in a folder that hold no lead are not records; `passed` hears of them.
     Raises `ReadError` when a path itself does not exist.
     """
     given = [paths] if isinstance(paths, str | Path) else paths
-    places = [place for path in given for place in _expand(str(path))]
+    places = [place for path in given for place in _expand(str(path), passed)]
     once = {os.path.abspath(place): place for place in reversed(places)}  # noqa: PTH100
     return sorted(once.values(), key=lambda place: place.parts)
 
 
-def _expand(path: str) -> Iterable[Path]:
+def _expand(path: str, passed: Callable[[Path], None]) -> Iterable[Path]:
     place = Path(path)
     try:
-        return _found(path, place)
+        return _found(path, place, passed)
     except PermissionError:  # `read` will say so
         return [place]
 
 
-def _found(path: str, place: Path) -> Iterable[Path]:
+def _found(path: str, place: Path, passed: Callable[[Path], None]) -> Iterable[Path]:
     if path.startswith("@") or (place.suffix.lower() == ".txt" and place.is_file()):
-        return _in_list(Path(path.removeprefix("@")))
+        return _in_list(Path(path.removeprefix("@")), passed)
     if place.is_dir():
-        return _below(place)
+        return _below(place, passed)
     header = _header_or_self(place)
     if not header.exists():
         raise ReadError(f"{path}: there is no such file or folder")
     return [header]
 
 
-def _in_list(place: Path) -> Iterator[Path]:
+def _in_list(place: Path, passed: Callable[[Path], None]) -> Iterator[Path]:
     try:
         text = place.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -161,13 +164,13 @@ def _in_list(place: Path) -> Iterator[Path]:
         try:
             near = (p for p in (Path(line), place.parent / line) if _header_or_self(p).exists())
             path = next(near, Path(line))
-            found = _below(path) if path.is_dir() else [_header_or_self(path)]
+            found = _below(path, passed) if path.is_dir() else [_header_or_self(path)]
         except (OSError, ValueError):  # not allowed there, or no name of a file: `read` will say so
             found = [Path(line)]
         yield from found
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path, passed: Callable[[Path], None]) -> Iterator[Path]:
     """Each folder once, also behind links; those that cannot be searched are found themselves."""
     barred, seen = list[Path](), set[str]()
     every = os.walk(folder, onerror=lambda e: barred.append(Path(e.filename)), followlinks=True)
@@ -177,7 +180,11 @@ def _below(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in _records_among(parent, files))
+        found = _records_among(parent, files)
+        for name in sorted(set(files) - found):
+            if name.lower().endswith(arrays.ENDINGS) and name[0] != ".":
+                passed(Path(parent, name))
+        yield from (Path(parent, name) for name in found)
     yield from barred
 
 

@@ -102,7 +102,8 @@ def screen(
     if recalibrate is None:
         check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    every, shard = find(paths), _shard(shard)
+    passed = list[Path]()
+    every, shard = find(paths, passed.append), _shard(shard)
     places = take_shard(every, shard)
     if not places:
         of = f"shard {shard} of " if shard else ""
@@ -115,6 +116,7 @@ def screen(
             bundle = load(place)
             check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
             planned = folder.plan(places, bundle, alpha, shard, command, paths, every, stated)
+            planned["passed_over"] = list(map(str, passed))
             del places, every  # 0.3 GB of a million
             manifest = folder.begin(out, planned)
         before = manifest["ended"]
@@ -133,6 +135,10 @@ def _tell(manifest: folder.Manifest, before: str | None) -> None:
     if before:
         again = "no file was read again: take another -o for files that changed since"
         print(f"finished on {before}; {again}", file=sys.stderr)
+    if passed := manifest.get("passed_over"):
+        files = "1 CSV or .npz file" if len(passed) == 1 else f"{len(passed):,} CSV or .npz files"
+        first = f"{passed[0]}{'' if len(passed) == 1 else ' and others (manifest.json)'}"
+        print(f"passed over, as no lead is in it: {files}, {first}", file=sys.stderr)
     if manifest.get("since"):
         print(f"changed since this screening began: {manifest['since']}", file=sys.stderr)
     if manifest["recalibrated"]:
