@@ -136,6 +136,8 @@ def test_archives_of_files_that_say_too_little_are_screened_reviewed_and_calibra
     with pytest.raises(ValueError, match="stated .*'uV'.* there, None now"):
         screen(place.parent, out, workers=1, quiet=True)
     assert "page" in Review(out).drawn(0)
+    with pytest.raises(ValueError, match="1 of 1 records to calibrate with can be judged"):
+        run(tmp_path / "site", recalibrate=place.parent)
     kept = [r.record_id for r in readable(place.parent, print, Stated("uV", 500))]
     assert kept == ["38"]
     for words, code in (([], 1), (["--unit", "uV", "--rate-hz", "500"], 0)):

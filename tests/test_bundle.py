@@ -29,7 +29,7 @@ from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.read import read
 from ecgad.recalibrate import calibration_scores
 from ecgad.record import LEADS, NOT_ASSESSABLE, Record
-from ecgad.score import fit_rule
+from ecgad.score import edge_limits, fit_rule, relative
 from ecgad.screen.rows import result_row
 from ecgad.train import Budget
 
@@ -212,6 +212,19 @@ def test_an_absent_lead_makes_a_record_limited_and_says_so(model: Bundle, one: R
     eleven = replace(one, signal=one.signal[:-1], valid=one.valid[:-1], leads=LEADS[:-1])
     assert model.score(eleven).quality == ("limited", ("11 of 12 leads are there",))
     assert model.score(one).quality.grade == "ok"
+
+
+def test_a_trained_model_has_limits_near_the_ends_of_its_windows_and_goes_by_them(
+    model: Bundle, one: Record
+):
+    assert (len(model.rule.edge), model.rule.edge_step) == (5, 10)
+    prepared = prepare(one, model.signals)
+    map, _ = model.evidence(prepared)
+    flat = relative(map, prepared.valid, model.rule, 100 * model.card["smooth_s"])
+    limits = edge_limits(replace(model.rule, edge=(2.0,)), prepared)
+    edged = Bundle(model.card | {"rule": model.card["rule"] | {"edge": [2.0]}}, model.run)
+    np.testing.assert_allclose(edged.judge(prepared).map, flat / limits, rtol=1e-6)
+    assert limits[[0, 9, 10, 989, 990, 999]].tolist() == [2, 2, 1, 1, 2, 2]
 
 
 def test_nothing_is_told_to_the_maker_of_the_runtime(tmp_path: Path):

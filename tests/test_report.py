@@ -459,6 +459,21 @@ def printed(thing):
     return console.file.getvalue()
 
 
+def test_records_of_one_name_are_told_apart_by_their_paths():
+    rows = [row(1, 0.01), row(2, 0.02, record_id="r1"), row(3, 0.03)]
+    text = printed(terminal.summary_table(rows))
+    assert [line.split()[0] for line in text.splitlines()[2:]] == [
+        "/archive/r1.hea", "/archive/r2.hea", "r3",
+    ]  # fmt: skip
+
+
+def test_the_terminal_shows_twenty_stretches_and_how_many_more_there_are():
+    many = tuple(Interval("V2", i, i + 0.5, 2.0) for i in range(23))
+    text = printed(terminal.result_panel(result(silent(), intervals=many)))
+    assert len(re.findall(r"V2 \d", text)) == 20
+    assert "and 3 more" in text
+
+
 def test_the_terminal_lists_the_strangest_first_and_only_what_was_scored():
     rows = [row(1, 0.5), row(2, 0.01), row(3, **REFUSED), row(4, 0.2), row(5, 0.9)]
     lines = printed(terminal.summary_table(rows, limit=3)).splitlines()

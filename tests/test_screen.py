@@ -110,6 +110,7 @@ def test_a_row_says_what_the_model_says_of_the_record_alone(whole, archive, mode
         result.score, result.p_value, "12 of 12 leads",
     )  # fmt: skip
     assert {s["lead"]: s["score"] for s in row["lead_scores"]} == result.lead_scores
+    assert {s["part"]: s["score"] for s in row["parts"]} == result.parts != {}
     assert [tuple(i.values()) for i in row["intervals"]] == [tuple(i) for i in result.intervals]
     assert row["source_sha256"] == result.record.source_sha256
 
