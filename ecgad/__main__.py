@@ -172,8 +172,8 @@ def train(
     tell = (lambda words: None) if quiet else _say
     chosen = as_settings(settings) | ({"encoder": encoder} if encoder else {})
     if root is not None:
-        if steps is not None:
-            raise ValueError(f"--steps {steps}: the steps of a benchmark are part of it")
+        if (steps, unit, rate_hz) != (None, None, None):
+            raise ValueError("--steps, --unit, --rate-hz: a benchmark has its own; leave them out")
         bundle = trained(
             method, load_sets(data, root), seed, out, id=name, settings=chosen,
             device=device, report=tell,

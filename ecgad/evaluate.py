@@ -116,8 +116,8 @@ def evaluate(
     """Trains and scores `methods` over `seeds` seeds; writes and returns `out/<benchmark>.csv`.
 
     A method is one of the folder's, or one of `PLANS`; for images, of `image_plans`. Each trained
-    bundle stays in `out/<benchmark>/<method>-<seed>`; one that is there already is not trained
-    again, and a killed training carries on from its checkpoint. `bundles` are scored as they are.
+    bundle stays in `out/<benchmark>/<method>-<seed>`; the same training is not done again, another
+    is refused, and a killed one carries on from its checkpoint. `bundles` are scored as they are.
     """
     folds = load_benchmark(benchmark, root)
     command = f"ecgad evaluate {benchmark} --data ROOT"

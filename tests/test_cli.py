@@ -125,6 +125,10 @@ def test_exit_code_1_when_there_is_no_record(run, model, tmp_path):
         (("report", "/nowhere"), "/nowhere holds no part"),
         (("review", "/nowhere"), "/nowhere holds no part"),
         (("train", "mmae", ".", "-o", "OUT", "--data", "."), "benchmark '.'"),
+        (
+            ("train", "mmae", ".", "-o", "OUT", "--data", ".", "--unit", "mV"),
+            "--unit, --rate-hz: a",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_on_stderr_and_exit_code_2(run, model, tmp_path, tokens, words):
@@ -260,7 +264,7 @@ def test_report_also_writes_fhir_and_annotations(run, archive, model, tmp_path):
     code, out, _ = run("report", tmp_path, "--fhir", fhir, "--annotations", marks)
     assert code == 0
     assert out.splitlines()[1:] == [
-        f"{fhir}: 10 Observations", f"{marks}: 4 records; 6 not scored or not of WFDB"
+        f"{fhir}: 10 Observations", f"{marks}: 4 records; 6 not scored, not of WFDB or unnameable"
     ]  # fmt: skip
     assert len(fhir.read_text("utf-8").splitlines()) == 10
     assert len(list(marks.rglob("*.ecgad"))) == 4

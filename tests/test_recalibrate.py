@@ -14,7 +14,8 @@ import pytest
 from archive import RATE_HZ, tiny_model, write_record
 
 from ecgad import load
-from ecgad.recalibrate import recalibrated
+from ecgad.prepare.signal import Prepared
+from ecgad.recalibrate import recalibrated, usable
 from ecgad.record import LEADS, Record
 from ecgad.screen import folder, screen
 
@@ -78,9 +79,15 @@ def test_a_record_of_the_calibration_counts_itself_to_the_last_bit(bundle, ecg):
     np.testing.assert_array_equal(own.calibration.groups["12 of 12 leads"], np.sort(scores))
 
 
-def test_no_more_than_two_records_are_in_memory_at_once(bundle, ecg):
-    """The one being scored, and the next while it is read."""
-    alive = list[weakref.ref[Record]]()
+def test_no_more_than_two_records_are_in_memory_at_once(bundle, ecg, monkeypatch):
+    """The one being scored, and the next while it is read; nor what the model sees of them."""
+    alive, seen = list[weakref.ref[Record]](), list[weakref.ref[Prepared]]()
+
+    def usable_and_noted(*given):
+        hours = usable(*given)
+        seen.extend(map(weakref.ref, hours))
+        assert sum(ref() is not None for ref in seen) <= 2
+        return hours
 
     def one_by_one():
         for record in records(ecg(20, seed=3, t=1000)):
@@ -90,7 +97,9 @@ def test_no_more_than_two_records_are_in_memory_at_once(bundle, ecg):
             del fresh
             assert sum(ref() is not None for ref in alive) <= 2
 
+    monkeypatch.setattr("ecgad.recalibrate.usable", usable_and_noted)
     assert recalibrated(bundle, one_by_one()).card["recalibrated"]["records"] == 20
+    assert len(seen) == 20
 
 
 def test_records_that_cannot_be_judged_on_all_leads_are_counted_and_left_out(bundle, ecg):

@@ -41,8 +41,7 @@ def write_annotations(out: Path, folder: Path) -> tuple[int, int]:
     """Writes those of the screening in `out`; returns how many records have them, and how many not.
 
     Not: what was not scored, is no WFDB record, is not where it was, or has a name that leaves no
-    room for the ending. Raises `ValueError` when
-    there is no screening in `out`.
+    room for the ending. Raises `ValueError` when there is no screening in `out`.
     """
     manifest = manifest_head(out)
     home, done, count = Path(manifest.get("from") or ""), 0, 0

@@ -29,7 +29,9 @@ def write_outputs(
         told.append(f"{fhir}: {write_fhir(out, fhir)} Observations")
     if annotations:
         done, not_done = write_annotations(out, annotations)
-        told.append(f"{annotations}: {done} records; {not_done} not scored or not of WFDB")
+        told.append(
+            f"{annotations}: {done} records; {not_done} not scored, not of WFDB or unnameable"
+        )
     if shortlist:
         told.append(f"{shortlist}: {write_list(out, shortlist, fdr)}")
     return [str(write_report(out)), *told]
