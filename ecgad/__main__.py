@@ -1,7 +1,7 @@
 """The command line: one function per verb, each a few lines around the function that does it.
 
 Exit codes: 0 done, also when single records failed; 1 nothing could be scored, or the work broke
-off; 2 wrong usage. Results go to stdout; progress and errors, one line each, to stderr.
+off; 2 wrong usage; 130 stopped. Results go to stdout; progress and errors, a line each, to stderr.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -63,6 +64,7 @@ def screen(
     recalibrate: str | None = None,
     unit: Unit = None,
     rate_hz: Rate = None,
+    known: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -77,6 +79,7 @@ def screen(
         shard: i/n: every n-th record from the i-th on, to share an archive between machines.
         engine: Where the processes run: local, or ray: a Ray cluster (tried on one machine only).
         recalibrate: Folder or list of this site's presumed normals (200 to 500) for p-values.
+        known: Folder of an earlier screening: what it holds, by path and size, is left out.
     """
     from ecgad.report.html import manifest_head
     from ecgad.report.terminal import screening
@@ -84,7 +87,8 @@ def screen(
 
     top = run(
         paths, out, model=model, alpha=alpha, workers=workers, shard=shard, engine=engine,
-        recalibrate=recalibrate, unit=unit, rate_hz=rate_hz, quiet=quiet, only_top=True,
+        recalibrate=recalibrate, unit=unit, rate_hz=rate_hz, known=known or (), quiet=quiet,
+        only_top=True,
     )  # fmt: skip
     found, report = manifest_head(out)["counts"], out / "report.html"
     if as_json:
@@ -167,6 +171,7 @@ def train(
     from ecgad.methods import as_settings
     from ecgad.read import Stated
     from ecgad.recalibrate import readable
+    from ecgad.report.terminal import trained_lines
     from ecgad.train import Budget
 
     tell = (lambda words: None) if quiet else _say
@@ -187,8 +192,6 @@ def train(
             device=device, report=lambda progress: tell(progress_line(progress)),
         )  # fmt: skip
     if not quiet:
-        from ecgad.report.terminal import trained_lines
-
         _print(*trained_lines(bundle, out))
     return OK
 
@@ -347,6 +350,8 @@ def methods(*, as_json: Json = False) -> int:
 
 def main(tokens: Iterable[str] | None = None) -> None:
     """Runs one command and exits."""
+    if tokens is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's, as Ctrl-C
     given = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in given
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -365,16 +370,11 @@ def main(tokens: Iterable[str] | None = None) -> None:
         if debug:
             raise
         from ecgad.report.terminal import error_words
+        from ecgad.screen import NothingToScore
 
         _complain(error_words(error, WRONG_USE))
-        sys.exit(_exit_code(error))
-
-
-def _exit_code(error: Exception) -> int:
-    from ecgad.screen import NothingToScore
-
-    wrong = isinstance(error, WRONG_USE) and not isinstance(error, NothingToScore)
-    return USAGE if wrong else NOTHING
+        wrong = isinstance(error, WRONG_USE) and not isinstance(error, NothingToScore)
+        sys.exit(USAGE if wrong else NOTHING)
 
 
 def _print(*parts: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -347,6 +348,20 @@ def test_an_interrupted_command_says_that_it_carries_on(run, monkeypatch):
 
     monkeypatch.setattr("ecgad.methods.names", stop)
     assert run("methods") == (130, "", "ecgad: stopped; the same command carries on\n")
+
+
+def test_a_scheduler_that_ends_a_screening_is_answered_as_ctrl_c(archive, model, tmp_path):
+    for number in range(300):
+        shutil.copytree(archive / "good", tmp_path / "many" / str(number), copy_function=os.link)
+    command = [sys.executable, "-m", "ecgad", "screen", tmp_path / "many", "-o", tmp_path / "out"]
+    command += ["--model", model, "--workers", "2", "--quiet"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list((tmp_path / "out").glob("part-*.parquet")) and process.poll() is None:
+            time.sleep(0.05)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "ecgad: stopped; the same command carries on\n")
+    assert not (tmp_path / "out" / "results.csv").exists()
 
 
 def test_version(run):

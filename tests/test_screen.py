@@ -693,6 +693,30 @@ def test_tables_without_a_lead_are_passed_over_and_told_of(model, tmp_path, ecg,
     assert f"2 CSV or .npz files, {passed[0]} and others (manifest.json)" in capsys.readouterr().err
 
 
+def test_what_earlier_screenings_hold_is_left_out(model, tmp_path, ecg, capsys, monkeypatch):
+    for name in "ab":
+        write_record(tmp_path / "in", name, ecg(1, seed=3, t=1200)[0])
+    monkeypatch.chdir(tmp_path)
+    how = {"model": model, "workers": 1, "quiet": True}
+    screen("in", "one", **how)
+    write_record(tmp_path / "in", "c", ecg(1, seed=4, t=1200)[0])
+    Path("in/a.hea").write_text(Path("in/a.hea").read_text() + "# changed\n")
+    Path("home").mkdir()
+    monkeypatch.chdir("home")  # paths are of elsewhere now
+    two = screen(tmp_path / "in", "two", known=["../one"], **how | {"quiet": False})
+    assert [Path(path).name for path in two["path"].to_pylist()] == ["a.hea", "c.hea"]
+    assert "left out, as known: 1 records" not in (err := capsys.readouterr().err)
+    assert "left out, as known: 1 record\n" in err
+    manifest = folder.read_manifest(Path("two"))
+    assert manifest["left_out"] == 1
+    assert manifest["command"].endswith("--known ../one")
+    assert screen(tmp_path / "in", "two", known=["../one", "two"], **how).equals(two)
+    with pytest.raises(NothingToScore, match="no other record in .*/in; 3 are known already"):
+        screen("../in", "three", known=["../one", "two"], **how)
+    with pytest.raises(ValueError, match="nix holds no screening"):
+        screen("../in", "three", known=["nix"], **how)
+
+
 def test_shards_may_be_written_with_zeros(archive, model, tmp_path):
     screen(archive, tmp_path, model=model, workers=1, quiet=True, shard="01/02")
     assert folder.read_manifest(tmp_path)["shard"] == "1/2"

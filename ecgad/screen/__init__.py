@@ -75,6 +75,7 @@ def screen(
     recalibrate: str | Path | None = None,
     unit: str | None = None,
     rate_hz: float | None = None,
+    known: Iterable[str | Path] = (),
     quiet: bool = False,
     only_top: bool = False,
 ) -> pa.Table:
@@ -87,11 +88,13 @@ def screen(
     this machine or, with `engine="ray"`, of a Ray cluster whose nodes all see the same files.
     `shard="1/4"` takes every fourth record, from the first on. `recalibrate` is a folder or list of
     this site's own presumed normals: p-values are then counted among their scores. `unit` and
-    `rate_hz` are those of CSV and .npz files that state none themselves. `only_top` returns the
-    strangest rows alone, where all would be too many for memory.
+    `rate_hz` are those of CSV and .npz files that state none themselves. What the finished
+    screenings in the folders `known` hold already, by path and size, is left out. `only_top`
+    returns the strangest rows alone, where all would be too many for memory.
 
     Raises `ValueError` when there is no record, when `out` holds another screening or is in use,
-    or when nothing could ever be flagged at `alpha`; `ReadError` when a path does not exist.
+    when nothing could ever be flagged at `alpha`, or a folder of `known` holds no finished
+    screening; `ReadError` when a path does not exist.
     """
     import pyarrow as pa
 
@@ -103,21 +106,28 @@ def screen(
         check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     passed = list[Path]()
-    every, shard = find(paths, passed.append), _shard(shard)
+    known = [place for place in map(Path, known) if place.resolve() != out.resolve()]
+    found, shard = find(paths, passed.append), _shard(shard)
+    every = folder.not_known(found, known) if known else found
+    left_out = len(found) - len(every)
     places = take_shard(every, shard)
     if not places:
         of = f"shard {shard} of " if shard else ""
-        raise NothingToScore(f"no record in {of}{_names(paths)}; read are: {FORMATS}")
+        why = f"{left_out:,} are known already" if left_out else f"read are: {FORMATS}"
+        raise NothingToScore(f"no {'other ' * bool(left_out)}record in {of}{_names(paths)}; {why}")
     with folder.locked(out):
         own = bundle.folder or out / "model"
         home = out / "model" if recalibrate else own
-        command = _command(paths, out, own if model else None, alpha, shard, recalibrate, stated)
+        command = _command(
+            paths, out, own if model else None, alpha, shard, recalibrate, stated, known
+        )
         with site.settled(bundle, out, recalibrate, stated, quiet) as place:
             bundle = load(place)
             check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
             planned = folder.plan(places, bundle, alpha, shard, command, paths, every, stated)
             planned["passed_over"] = list(map(str, passed))
-            del places, every  # 0.3 GB of a million
+            planned["left_out"] = left_out
+            del places, every, found  # 0.3 GB of a million
             manifest = folder.begin(out, planned)
         before = manifest["ended"]
         _score_parts(out, manifest, home, runner, quiet)
@@ -135,6 +145,9 @@ def _tell(manifest: folder.Manifest, before: str | None) -> None:
     if before:
         again = "no file was read again: take another -o for files that changed since"
         print(f"finished on {before}; {again}", file=sys.stderr)
+    if left_out := manifest.get("left_out"):
+        records = "1 record" if left_out == 1 else f"{left_out:,} records"
+        print(f"left out, as known: {records}", file=sys.stderr)
     if passed := manifest.get("passed_over"):
         files = "1 CSV or .npz file" if len(passed) == 1 else f"{len(passed):,} CSV or .npz files"
         first = f"{passed[0]}{'' if len(passed) == 1 else ' and others (manifest.json)'}"
@@ -347,12 +360,14 @@ def _command(
     shard: str | None,
     recalibrate: str | Path | None,
     stated: Stated,
+    known: list[Path],
 ) -> str:
     words = ["ecgad", "screen", *map(str, paths), "-o", str(out), "--alpha", f"{alpha:g}"]
     words += ["--model", str(home)] if home else []
     words += ["--recalibrate", str(recalibrate)] if recalibrate else []
     words += ["--unit", stated.unit] if stated.unit else []
     words += ["--rate-hz", f"{stated.rate_hz:g}"] if stated.rate_hz else []
+    words += [word for place in known for word in ("--known", str(place))]
     return shlex.join(words + (["--shard", shard] if shard else []))
 
 

@@ -276,6 +276,28 @@ def read_manifest(out: Path) -> Manifest:
         raise ValueError(f"{out / 'manifest.json'} is damaged ({error}): take another -o") from None
 
 
+def read_finished(out: Path) -> Manifest:
+    """Raises `ValueError` where no finished screening is."""
+    if not (out / "manifest.json").is_file():
+        raise ValueError(f"{out} holds no screening: there is no manifest.json")
+    manifest = read_manifest(out)
+    if not manifest["ended"]:
+        raise ValueError(f"{out} is not finished; {manifest['command']} carries on with it")
+    return manifest
+
+
+def not_known(places: list[Path], known: Iterable[Path]) -> list[Path]:
+    """Those that finished screenings in the folders `known` do not hold: by path and size, as a
+    manifest names them."""
+    there = set()
+    for out in known:
+        manifest = read_finished(out)
+        here = Path(manifest["from"] or "/")
+        there |= {(os.path.normpath(here / e["path"]), e["bytes"]) for e in manifest["inputs"]}
+    here = Path.cwd()
+    return [p for p in places if (os.path.normpath(here / p), _size(p)) not in there]
+
+
 def write_manifest(out: Path, manifest: Manifest) -> None:
     """With its inputs last, a line each: the rest is at the top, where one looks."""
     rest = {key: value for key, value in manifest.items() if key != "inputs"}

@@ -54,13 +54,9 @@ def _in_order(shards: list[Path]) -> list[tuple[Path, folder.Manifest]]:
     """Shards with their manifests, by number."""
     found = {}
     for place in shards:
-        if not (place / "manifest.json").is_file():
-            raise ValueError(f"{place} holds no screening: there is no manifest.json")
-        manifest = folder.read_manifest(place)
+        manifest = folder.read_finished(place)
         if not manifest["shard"]:
             raise ValueError(f"{place} holds no shard, but a screening made in one piece")
-        if manifest["ended"] is None:
-            raise ValueError(f"{place} is not finished; {manifest['command']} carries on with it")
         if manifest["shard"] in found:
             raise ValueError(f"{place} is shard {manifest['shard']}, which came already")
         found[manifest["shard"]] = place, manifest
