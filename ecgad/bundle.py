@@ -43,7 +43,6 @@ from ecgad.score import (
 if TYPE_CHECKING:
     from ecgad.parts.detector import Detector
 
-SCHEMA = 1  # of card.json
 SHIPPED = Path(__file__).parent / "models" / "mmae-12lead"
 CROWD = 8  # windows that go through the model at once: its weights are fetched an eighth as often
 _FILES = ("card.json", "weights.safetensors", "model.onnx")
@@ -74,8 +73,6 @@ class Bundle:
     """A trained model with its card. Made by `load` or `train`."""
 
     def __init__(self, card: dict[str, Any], run: Run, *, folder: Path | None = None) -> None:
-        if card.get("schema") != SCHEMA:
-            raise ValueError(f"card.json has schema {card.get('schema')}; this version reads 1")
         self.card, self.run, self.folder = card, run, folder
         self.preparation = image.preparation_of(card)
         self.rule = Rule.from_json(card["rule"])
@@ -142,7 +139,7 @@ class Bundle:
 
     def _scored(self, records: Sequence[Record], alpha: float) -> list[Result]:
         """Of records of an hour at most, whose windows go through the model together."""
-        check_alpha(alpha, min(map(len, self.calibration.groups.values())))
+        check_alpha(alpha, self.calibration.fewest)
         started = time.perf_counter()
         looks = [self._look(record) for record in records]
         found = self.evidences([look.prepared for look in looks if look.prepared is not None])
@@ -168,8 +165,8 @@ class Bundle:
             reason = f"{there} can be judged; the model needs {preparation.min_leads}"
             quality = Quality("reject", (*quality.reasons, reason))
             return Look(record, quality, derived=prepared.derived)
-        if prepared.usable_leads < len(preparation.leads) and quality.grade == "ok":
-            quality = Quality("limited", (f"{there} are there",))
+        if prepared.usable_leads < len(preparation.leads):
+            quality = Quality("limited", (*quality.reasons, f"{there} are there"))
         return Look(record, quality, prepared, prepared.derived)
 
     def evidence(self, prepared: AnyPrepared) -> Evidence:
@@ -201,7 +198,7 @@ class Bundle:
         map, whole = evidence or self.evidence(prepared)
         valid = row_validity(prepared.valid, len(map))
         names = tuple(self.card["whole"])
-        row = features(map, valid, whole, names, self.rule.use)
+        row = features(map, valid, whole, names)
         value = score(row, self.rule)
         smooth = image.smoothing(self.preparation, self.card["smooth_s"])
         return Judgement(

@@ -58,13 +58,10 @@ class Calibration:
         """The conformal p-value of one score; NaN for NaN. Unknown group: `ValueError`."""
         return float(_among(self._scores(group), np.asarray(score, dtype=float)))
 
-    def n(self, group: str) -> int:
-        """How many calibration records the group has."""
-        return len(self._scores(group))
-
-    def smallest_p(self, group: str) -> float:
-        """1 / (n + 1): no record of this group can get a smaller p-value."""
-        return 1 / (self.n(group) + 1)
+    @property
+    def fewest(self) -> int:
+        """Of any group's calibration records; its records can get no p-value below 1 / (n + 1)."""
+        return min(map(len, self.groups.values()))
 
     def to_json(self) -> dict[str, list[float]]:
         """Plain lists, which a JSON text keeps exactly."""

@@ -8,9 +8,13 @@ from typing import Any
 
 from ecgad import __version__
 
+SCHEMA = 1
+NEEDED = ("id", "method", "config", "shape", "whole", "preparation", "smooth_s", "rule")
+NEEDED += ("calibration", "data")  # for a score, and to say what gave it
+
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """That of the model in `folder`. Raises `ValueError` when it is damaged."""
+    """That of the model in `folder`. Raises `ValueError` when damaged or of another schema."""
     file = folder / "card.json"
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
@@ -18,6 +22,12 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged ({error}): copy the folder anew") from error
     if not isinstance(card, dict):
         raise ValueError(f"{file} holds no card: copy the folder anew")
+    if card.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{file} has schema {card.get('schema')}; version {__version__} reads {SCHEMA}"
+        )
+    if missing := [key for key in NEEDED if key not in card]:
+        raise ValueError(f"{file} says nothing of {', '.join(missing)}: copy the folder anew")
     return card
 
 

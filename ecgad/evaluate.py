@@ -24,6 +24,7 @@ from ecgad import image_plans
 from ecgad.benchmarks import Case, Sets
 from ecgad.bundle import Bundle, load, load_detector
 from ecgad.calibrate import Calibration
+from ecgad.files import whole
 from ecgad.learn import (
     Normals,
     Pretraining,
@@ -372,14 +373,15 @@ def write(rows: Sequence[Row], cases: Sequence[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     table, own = path.with_suffix(".csv"), {row["method"] for row in rows}
     kept = [line for line in _lines(table) if line[COLUMNS.index("method")] not in own]
-    with table.open("w", encoding="utf-8", newline="") as file:
+    with whole(table, "w") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *kept, *short(rows)])
     new = pa.Table.from_pylist(list(cases), schema=_schema())
     if (scores := path.with_suffix(".parquet")).is_file():
         old = pq.read_table(scores, schema=_schema())
         others = old.filter(pa.array([m not in own for m in old["method"].to_pylist()]))
         new = pa.concat_tables([others, new])
-    pq.write_table(new, scores, compression="zstd")
+    with whole(scores) as file:
+        pq.write_table(new, file, compression="zstd")
 
 
 def _lines(path: Path) -> list[list[str]]:

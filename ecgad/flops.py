@@ -29,7 +29,6 @@ class Cost(NamedTuple):
     method: str
     shape: tuple[int, ...]  # (c, *grid) of one record
     parameters: int  # trained by gradient
-    macs_pass: int  # a record's MACs over the passes (`Config.rounds`) it takes
     macs_record: int  # one record through `forward`, all passes
     frozen_parameters: int = 0  # of an encoder that is not trained; not in `parameters`
     frozen_macs: int = 0  # spent in modules that are frozen altogether; within `macs_record`
@@ -64,7 +63,6 @@ def count(model: Detector) -> Cost:
         method=type(model).__module__.rpartition(".")[2],
         shape=model.shape,
         parameters=trained,
-        macs_pass=by_module[""] // getattr(getattr(model, "config", None), "rounds", 1),
         macs_record=by_module[""],
         frozen_parameters=frozen,
         frozen_macs=sum(by_module[name] for name in _frozen(model)),
@@ -147,10 +145,6 @@ def _matmul(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
 
 
-def _addmm(inputs: list[Any], outputs: list[Any]) -> int:
-    return math.prod(_shape(outputs[0])) * _shape(inputs[1])[-1]
-
-
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:
     """Q K^T and its product with V: n m d each, for every head of every sample."""
     *heads, n, d = _shape(inputs[0])
@@ -176,10 +170,6 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(sizes.values())
 
 
-def _distances(inputs: list[Any], outputs: list[Any]) -> int:
-    return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
-
-
 COUNTED: dict[str, Any] = {
     "aten::linear": _linear,
     "aten::matmul": _matmul,
@@ -187,11 +177,11 @@ COUNTED: dict[str, Any] = {
     "aten::mv": _matmul,
     "aten::bmm": _matmul,
     "aten::dot": _matmul,
-    "aten::addmm": _addmm,
-    "aten::baddbmm": _addmm,
+    "aten::addmm": _linear,
+    "aten::baddbmm": _linear,
     "aten::_convolution": _convolution,
     "aten::einsum": _einsum,
-    "aten::cdist": _distances,
+    "aten::cdist": _matmul,
     "aten::scaled_dot_product_attention": _attention,
 }
 

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ecgad import __version__
-from ecgad.bundle import SCHEMA, Bundle, evidence
+from ecgad.bundle import Bundle, evidence
 from ecgad.calibrate import Calibration
+from ecgad.card import SCHEMA
+from ecgad.files import whole
 from ecgad.prepare.image import AnyPreparation, AnyPrepared, ImagePreparation, smoothing
 from ecgad.prepare.signal import Preparation, Prepared, prepare
 from ecgad.recalibrate import calibration_score, calibration_scores, fingerprint, usable
@@ -96,7 +98,13 @@ def train(
         held_out=[hour for i in held_out for hour in kept[i][1]],
         calibration=[kept[i][1] for i in calibration],
         probe=[kept[i][0] for i in held_out],
-        card={"records": len(kept), "left_out": len(records) - len(kept), "licence": "unknown"},
+        card={
+            "records": len(kept),
+            "left_out": len(records) - len(kept),
+            "licence": "unknown",
+            "train_records": len(rest),
+            "held_out_records": len(held_out),
+        },
     )
     return learn(
         method, normals, seed=seed, settings=settings, preparation=preparation, budget=budget,
@@ -113,6 +121,9 @@ def train_into(
     """
     if (folder / "card.json").is_file():
         raise ValueError(f"{folder} holds a trained model: take another -o, or remove that one")
+    from ecgad.methods import configured
+
+    configured(method, how.get("settings") or {})  # before the records are read
     records = list(records)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
@@ -192,7 +203,7 @@ def learn(
 
 def _begin(model: Detector, pretrain: Pretraining, **how: Any) -> None:
     """Learns what `pretrain` says, or takes the weights of a run that did."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     kept = pretrain.kept
     if kept is not None and kept.is_file():
@@ -201,11 +212,8 @@ def _begin(model: Detector, pretrain: Pretraining, **how: Any) -> None:
     fit(model, pretrain.windows(), budget=pretrain.budget, settle=False, **how)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.contiguous() for k, v in model.state_dict().items()},
-            part := kept.with_suffix(".part"),
-        )
-        part.replace(kept)
+        with whole(kept) as file:
+            file.write(save({k: v.contiguous() for k, v in model.state_dict().items()}))
 
 
 def calibrate(
@@ -321,10 +329,10 @@ def _card(
         "rule": rule.to_json(),
         "calibration": Calibration.from_json(groups).to_json(),
         "data": {
-            **normals.card,
             "train_records": len(normals.train),
             "held_out_records": len(normals.held_out),
             "calibration_records": len(normals.calibration),
+            **normals.card,
             "fingerprint": data_fingerprint(normals),
         },
         "seed": seed,

@@ -8,7 +8,7 @@ sees millions of samples: both need one sort and nothing else. Tested against sc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -154,20 +154,6 @@ class _Patients:
         return self.rows[np.repeat(self.starts[who], sizes) + within]
 
 
-def point_auroc(masks: Iterable[ArrayLike], maps: Iterable[ArrayLike]) -> float:
-    """AUROC over all places of all records together.
-
-    `masks` hold 1 where strange, (leads, *grid) each; `maps` the same, or one row for all leads. A
-    place that was not judged, NaN in the map, is left out.
-    """
-    return auroc(*_pool(masks, maps))
-
-
-def point_auprc(masks: Iterable[ArrayLike], maps: Iterable[ArrayLike]) -> float:
-    """Average precision over all places of all records together; see `point_auroc`."""
-    return auprc(*_pool(masks, maps))
-
-
 def place_interval(
     metric: Callable[..., float],
     y: ArrayLike,
@@ -239,17 +225,6 @@ def interval_iou(
 def _covered(times: np.ndarray, intervals: Sequence[tuple[float, float]]) -> np.ndarray:
     inside = [(start <= times) & (times < end) for start, end in intervals]
     return np.any(inside, axis=0) if inside else np.zeros(len(times), dtype=bool)
-
-
-def _pool(masks: Iterable[ArrayLike], maps: Iterable[ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
-    pooled_y, pooled_s = [], []
-    for mask, map in zip(masks, maps, strict=True):
-        y, s = np.asarray(mask), np.asarray(map)
-        s = np.broadcast_to(s, y.shape)
-        judged = ~np.isnan(s)
-        pooled_y.append(y[judged])
-        pooled_s.append(s[judged])
-    return np.concatenate(pooled_y), np.concatenate(pooled_s)
 
 
 def _curve(y: ArrayLike, s: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,7 @@ class Record:
     """One recording as it stands in its file, in mV.
 
     Raises `ValueError` when shapes disagree, `valid` is not bool, a lead stands twice, or the rate
-    is not a positive number.
+    is no number of samples a second from 1 on.
     """
 
     signal: np.ndarray  # (leads, time) float32, mV; 0 where not valid
@@ -101,8 +101,8 @@ class Record:
             raise ValueError(f"valid is of {self.valid.dtype}; bool is needed, True for a sample")
         if len(set(self.leads)) != len(self.leads):
             raise ValueError(f"a lead stands twice in {self.leads}")
-        if isinstance(self.rate_hz, str) or not 0 < self.rate_hz < math.inf:
-            raise ValueError(f"rate_hz is {self.rate_hz!r}; a positive number of samples a second")
+        if isinstance(self.rate_hz, str) or not 1 <= self.rate_hz < math.inf:
+            raise ValueError(f"rate_hz is {self.rate_hz!r}; 1 sample a second or more is needed")
         object.__setattr__(self, "rate_hz", float(self.rate_hz))  # also where numpy counted it
         object.__setattr__(self, "record_id", str(self.record_id))
 
@@ -164,7 +164,8 @@ class Quality(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A strange stretch. `score` is its mean over what 99 % of normal places stay under."""
+    """A strange stretch. `score` is its mean, in multiples of what 99 % of normal places stay
+    under."""
 
     lead: str  # a lead's name, or "all" when the method does not tell leads apart
     start_s: float
@@ -194,7 +195,7 @@ class Result:
     # deviations from normals' mean
     model_id: str = ""
     model_sha256: str = ""
-    seconds: float = field(default=0.0, compare=False)
+    seconds: float = 0.0  # that it took
 
     def plot(self) -> Figure:
         """A 12-lead page (25 mm/s, 10 mm/mV) with the strange stretches marked."""

@@ -1,7 +1,7 @@
 """Evidence -> one number per record, one per lead, and intervals. The same for every method.
 
 A method's evidence is a map and perhaps some numbers for the whole record. Here they become
-features (the map's mean, its top share, each column of `whole`), each standardised with held-out
+features (the map's mean, each column of `whole`), each standardised with held-out
 normals, and of the features that the rule names the mean is taken, or a soft maximum. Distances
 have long tails, so that one feature could drown the others: what is above 0 in all normals is
 standardised as its logarithm.
@@ -22,18 +22,10 @@ from ecgad.prepare.image import AnyPrepared, PreparedImage
 from ecgad.prepare.signal import stitch
 from ecgad.record import Interval
 
+SHORTEST_S = 0.08  # of an interval, and between two
 MOST = 100  # intervals that are told of a record, or of each hour of a long one
 SAME = 1e-6  # of the largest value: what float32 does not tell apart
 EDGE_S, EDGES = 0.1, 5  # steps from either end of a window that have a limit of their own
-TOP_SHARE = 0.05  # of the places that can be judged: half a second in ten
-
-
-def _top(places: np.ndarray) -> float:
-    top = max(round(TOP_SHARE * places.size), 1)
-    return np.partition(places, -top)[-top:].mean()
-
-
-OF_MAP = {"mean": np.mean, "top": _top}  # features of the places of a map
 
 
 @dataclass(frozen=True)
@@ -66,23 +58,19 @@ class Rule:
 
 def feature_names(whole: tuple[str, ...]) -> tuple[str, ...]:
     """What `features` gives of a model with the columns `whole`, in that order."""
-    return (*OF_MAP, *whole)
+    return ("mean", *whole)
 
 
 def features(
-    map: np.ndarray,
-    valid: np.ndarray,
-    whole: np.ndarray,
-    names: tuple[str, ...],
-    use: tuple[str, ...] = tuple(OF_MAP),
+    map: np.ndarray, valid: np.ndarray, whole: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, float]:
-    """Of one record's map (m, *grid) where `valid` (m, *grid), those in `use`; its `whole` (k,)."""
+    """Of one record: its map's (m, *grid) mean where `valid` (m, *grid), and its `whole` (k,).
+
+    Raises `ValueError` when no place can be judged.
+    """
     if not valid.any():
         raise ValueError("no place of the record can be judged")
-    used = {name: of for name, of in OF_MAP.items() if name in use}
-    places = map[valid] if used else map
-    values = {name: float(of(places)) for name, of in used.items()}
-    return values | dict(zip(names, _floats(list(whole)), strict=True))
+    return dict(zip(feature_names(names), _floats([map[valid].mean(), *whole]), strict=True))
 
 
 def _floats(values: list) -> list[float]:
@@ -121,9 +109,10 @@ def fit_rule(
     table |= {name: np.log(table[name]) for name in log}
     leads = np.array([_row_means(m, v) for m, v in zip(maps, valids, strict=True)])
     smoothed = [smoothen(m, v, smooth) for m, v in zip(maps, valids, strict=True)]
+    pairs = list(zip(smoothed, valids, strict=True))
     limits = [
-        np.quantile(np.concatenate([s[r][v[r]] for s, v in zip(smoothed, valids, strict=True)]), q)
-        for r, q in enumerate([0.99] * len(maps[0]))
+        np.quantile(np.concatenate([s[r][v[r]] for s, v in pairs]), 0.99)
+        for r in range(len(maps[0]))
     ]
     return Rule(
         use=tuple(use),
@@ -161,7 +150,7 @@ def edge_limits(rule: Rule, prepared: AnyPrepared) -> np.ndarray | float:
     if isinstance(prepared, PreparedImage) or not rule.edge:
         return 1.0
     starts, place = prepared.starts, np.arange(prepared.windows.shape[2])
-    distance = np.minimum(place, place[::-1]) // max(rule.edge_step, 1)
+    distance = np.minimum(place, place[::-1]) // rule.edge_step
     profile = np.append(rule.edge, 1)[np.minimum(distance, len(rule.edge))]
     laid = stitch(np.tile(profile, (len(starts), 1, 1)), starts, prepared.valid.shape[1])[0]
     return np.where(laid > 0, laid, 1)  # 0 in margins, where no window lies
@@ -231,15 +220,14 @@ def intervals(
     names: tuple[str, ...],
     rate_hz: float,
     *,
-    shortest_s: float = 0.08,
     most: int = MOST,
 ) -> tuple[Interval, ...]:
     """Stretches of a signal's `relative` map (m, time) above 1, at most `most`, strongest first.
 
     Each row's strongest is among them. An interval's score is its mean. Stretches closer than
-    `shortest_s` are one, shorter ones are dropped.
+    `SHORTEST_S` are one, shorter ones are dropped.
     """
-    gap = max(round(shortest_s * rate_hz), 1)
+    gap = max(round(SHORTEST_S * rate_hz), 1)
     row, start, end = _stretches(relative > 1, gap)
     strength = _means(relative, row, start, end)
     rank = np.argsort(np.argsort(names))  # numbers are sorted sooner than names

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ecgad.files import whole
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -212,9 +214,8 @@ class _StageRun:
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "stage": self.number, "step": step, "training": self.training,
         }  # fmt: skip
-        part = self.checkpoint.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.checkpoint)
+        with whole(self.checkpoint) as file:
+            torch.save(state, file)
 
 
 def _identity(model: Detector, x: np.ndarray, seed: int, budget: Budget) -> str:

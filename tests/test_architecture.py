@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "ecgad"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [  # a module imports from earlier rows, never from its own or a later one
-    {"record", "parts"},
+    {"record", "parts", "files"},
     {"read", "prepare", "methods"},
     {"benchmarks"},
     {"score", "calibrate", "drift", "train", "flops", "metrics", "ranges", "export", "card"},

@@ -1,6 +1,8 @@
 """READ, CSV and .npz: the same samples as from the ECG file, or a word on what is missing."""
 
 import contextlib
+import io
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -247,6 +249,25 @@ def test_what_an_npz_does_not_say_is_refused(tmp_path, changed, words):
         read(tmp_path / "a.npz")
     assert words in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_an_array_that_says_it_is_larger_than_its_file_is_refused(tmp_path, version):
+    np.savez(tmp_path / "a.npz", **FULL)
+    header, made = io.BytesIO(), io.BytesIO()
+    write = (
+        np.lib.format.write_array_header_1_0
+        if version == (1, 0)
+        else (np.lib.format.write_array_header_2_0)
+    )
+    write(header, {"descr": "<f8", "fortran_order": False, "shape": (12, 10**12)})
+    with zipfile.ZipFile(tmp_path / "a.npz") as old, zipfile.ZipFile(made, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, header.getvalue() + data if name == "signal.npy" else data)
+    (tmp_path / "a.npz").write_bytes(made.getvalue())
+    with pytest.raises(ReadError, match=r"signal.npy says it is \(12, 1000000000000\)"):
+        read(tmp_path / "a.npz")
 
 
 def test_an_npy_is_told_how_to_become_an_npz(tmp_path):

@@ -97,6 +97,15 @@ def test_a_damaged_card_is_told_with_its_file(folder: Path, tmp_path: Path, text
             use(tmp_path / "m")
 
 
+@pytest.mark.parametrize("key", ["rule", "calibration", "preparation"])
+def test_a_card_that_lacks_something_is_refused(folder: Path, tmp_path: Path, key: str):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    card = json.loads((copy / "card.json").read_text())
+    (copy / "card.json").write_text(json.dumps({k: v for k, v in card.items() if k != key}))
+    with pytest.raises(ValueError, match=f"card.json says nothing of {key}: copy the folder anew"):
+        load(copy)
+
+
 def test_a_card_of_another_schema_is_refused(folder: Path):
     card = json.loads((folder / "card.json").read_text()) | {"schema": 99}
     with pytest.raises(ValueError, match="schema 99"):
@@ -211,6 +220,9 @@ def test_a_model_that_needs_one_lead_has_a_group_for_any_number(ecg: Ecg):
 def test_an_absent_lead_makes_a_record_limited_and_says_so(model: Bundle, one: Record):
     eleven = replace(one, signal=one.signal[:-1], valid=one.valid[:-1], leads=LEADS[:-1])
     assert model.score(eleven).quality == ("limited", ("11 of 12 leads are there",))
+    warned = replace(eleven, warnings=("checksum",))
+    reasons = ("checksum", "11 of 12 leads are there")
+    assert model.score(warned).quality == ("limited", reasons)
     assert model.score(one).quality.grade == "ok"
 
 

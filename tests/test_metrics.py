@@ -20,8 +20,6 @@ from ecgad.metrics import (
     interval_iou,
     partial_auroc,
     place_interval,
-    point_auprc,
-    point_auroc,
     sensitivity_at,
 )
 
@@ -234,15 +232,6 @@ def test_what_gives_no_interval_is_refused(wrong, message):
 def test_unequal_lengths_are_refused_before_drawing():
     with pytest.raises(ValueError, match="2 labels, 2 scores, 3 groups"):
         bootstrap(auroc, [0, 1], [0, 1], [0, 1, 2], seed=0)
-
-
-def test_point_metrics_pool_the_places_of_all_records_and_leave_out_the_unjudged():
-    masks = [np.array([[1, 0, 0], [0, 0, 1]]), np.array([[0, 1], [0, 0]])]
-    maps = [np.array([[3, 1, 2], [np.nan, 0, 2]]), np.array([[1.0, 4.0]])]  # one row for both leads
-    y = [1, 0, 0, 0, 1, 0, 1, 0, 0]
-    s = [3, 1, 2, 0, 2, 1, 4, 1, 4]
-    assert point_auroc(masks, maps) == pytest.approx(roc_auc_score(y, s))
-    assert point_auprc(masks, maps) == pytest.approx(average_precision_score(y, s))
 
 
 def test_a_hit_is_a_true_lead_among_the_k_strongest():

@@ -65,6 +65,51 @@ def test_the_truth_is_every_sample_from_p_to_t_of_a_beat_that_is_not_n(root: Pat
         assert truth[:, sample].tolist() == [near, near]
 
 
+@pytest.mark.parametrize("note", ["(AFIB", "(VFL", "(PREX", "(N", "(B", "(T"])
+def test_a_rhythm_that_is_not_sinus_makes_windows_strange_for_as_long_as_it_lasts(
+    root: Path, tmp_path: Path, note: str
+):
+    for ending in (".hea", ".dat"):
+        (tmp_path / f"100{ending}").write_bytes((root / f"100{ending}").read_bytes())
+    changes = [
+        (18, "+", "(N"),
+        (360 * 25, "+", note),
+        (360 * 41, "+", "(N"),
+        (360 * 43, "+", "MISSB"),
+    ]
+    beats = [(sample, "N", "") for sample in range(400, 360 * 60, 300)]
+    samples, symbols, notes = zip(*sorted([*changes, *beats]), strict=True)
+    library(
+        "wrann", "100", "atr", np.array(samples), list(symbols), aux_note=list(notes),
+        write_dir=str(tmp_path),
+    )  # fmt: skip
+    cases = list(mitbih.windows(tmp_path, 100))
+    truth = np.concatenate([case.truth for case in cases if case.truth is not None], axis=1)
+    usual = note in ("(N", "(B", "(T")
+    assert [case.label for case in cases[:6]] == [
+        "" if usual or number not in (2, 3, 4) else note for number in range(6)
+    ]
+    assert [case.abnormal for case in cases[:6]] == [bool(case.label) for case in cases[:6]]
+    expected = np.zeros(truth.shape, bool)
+    expected[:, 360 * 25 : 360 * 41] = not usual
+    np.testing.assert_array_equal(truth, expected)
+
+
+def test_a_rhythm_lasts_to_the_end_when_nothing_follows(root: Path, tmp_path: Path):
+    for ending in (".hea", ".dat"):
+        (tmp_path / f"100{ending}").write_bytes((root / f"100{ending}").read_bytes())
+    library(
+        "wrann", "100", "atr", np.array([100, 360 * 12]), ["N", "+"], aux_note=["", "(AFIB"],
+        write_dir=str(tmp_path),
+    )  # fmt: skip
+    first, *rest = mitbih.windows(tmp_path, 100)
+    assert not first.abnormal
+    assert all(case.label == "(AFIB" for case in rest)
+    assert not rest[0].truth[:, : 360 * 2].any()
+    assert rest[0].truth[:, 360 * 2 :].all()
+    assert rest[-1].truth.all()
+
+
 def test_windows_follow_one_another_through_the_record(root: Path):
     whole = read(SAMPLE.with_suffix(".hea"))
     windows = [case.record.signal for case in mitbih.windows(root, 100)]

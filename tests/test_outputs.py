@@ -127,6 +127,38 @@ def test_a_stretch_is_marked_on_the_signal_of_its_lead():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("layout", [False, True])
+def test_stretches_of_joined_segments_are_on_the_signals_of_their_leads(out, tmp_path, layout):
+    channel = "{} 16 1000 16 0 0 0 0 {}"
+    (tmp_path / "m_0.hea").write_text(
+        "\n".join(["m_0 3 250 0", *(channel.format("~", name) for name in ("I", "V2", "II"))])
+    )
+    (tmp_path / "m_1.hea").write_text(
+        "\n".join(["m_1 2 250 500", *(channel.format("m_1.dat", name) for name in ("II", "V2"))])
+    )
+    segments = ["~ 500", "m_1 500"]
+    segments = ["m_0 0", *segments] if layout else segments
+    (tmp_path / "m.hea").write_text("\n".join([f"m/{len(segments)} 3 250 1000", *segments]))
+    stretch = {"lead": "V2", "start_s": 2.5, "end_s": 3.0, "score": 2.0}
+    row = rows(out)["r00"] | {"path": "m.hea", "intervals": [stretch]}
+    assert _write(row, tmp_path, tmp_path, 0.05)
+    found = library("rdann", str(tmp_path / "m"), "ecgad")
+    assert found.chan[1:].tolist() == [1, 1]
+    stretch["lead"] = "II"
+    assert _write(row, tmp_path, tmp_path, 0.05)
+    assert (
+        library("rdann", str(tmp_path / "m"), "ecgad").chan[1:].tolist() == [2 if layout else 0] * 2
+    )
+
+
+def test_what_is_asked_for_wrongly_is_refused_before_anything_is_written(out, tmp_path):
+    with pytest.raises(ValueError, match="--fdr is 2; a rate between 0 and 1"):
+        write_outputs(out, fhir=tmp_path / "a.ndjson", shortlist=tmp_path / "b.csv", fdr=2)
+    with pytest.raises(ValueError, match="holds no screening; `ecgad screen PATH -o"):
+        write_outputs(tmp_path, fhir=tmp_path / "a.ndjson")
+    assert not list(tmp_path.iterdir())
+
+
 def test_paths_that_lead_up_or_begin_at_the_root_stay_within_the_folder(out, tmp_path):
     row, there = rows(out)["r00"], out.parent / "in/good/r00.hea"
     assert _write(row | {"path": "../in/good/r00.hea"}, out, tmp_path, 0.05)

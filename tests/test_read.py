@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import math
 import os
@@ -136,6 +137,40 @@ def test_segments_are_put_together_with_their_gaps(tmp_path: Path) -> None:
     gap = np.full((2, 10), np.nan)
     assert_same(record, np.concatenate([first / 1000, gap, last / 1000], axis=1))
     assert record.leads == ("I", "II")
+
+
+@pytest.mark.parametrize("rate", ["0.99", "1e-9"])
+def test_rates_below_one_a_second_are_refused(tmp_path: Path, rate: str) -> None:
+    write(tmp_path, noise(2, 30)).write_text(f"r 2 {rate} 30\n" + "r.dat 16 1000/mV\n" * 2)
+    for reading in (read, lambda path: next(read_hours(path))):
+        with pytest.raises(
+            ReadError, match=r"no sampling rate; it is the third word, 1 Hz or more"
+        ):
+            reading(tmp_path / "r.hea")
+    with pytest.raises(ValueError, match="1 sample a second or more is needed"):
+        Record(np.zeros((1, 3), np.float32), float(rate), ("I",), np.ones((1, 3), bool), "r")
+
+
+def test_a_gap_of_more_than_a_year_is_a_damaged_header(tmp_path: Path) -> None:
+    write(tmp_path, noise(2, 30), name="m_1")
+    (tmp_path / "m.hea").write_text("m/2 2 500 5000000000030\nm_1 30\n~ 5000000000000\n")
+    for reading in (read, lambda path: next(read_hours(path))):
+        with pytest.raises(ReadError, match="5000000000030 samples together, more than a year's"):
+            reading(tmp_path / "m.hea")
+
+
+def test_too_little_memory_is_the_machines_trouble_by_whichever_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    path = write(tmp_path, noise(2, 30))
+    monkeypatch.setattr(reader, "parse_header", fail)
+    for reading in (read, lambda path: next(read_hours(path))):
+        with pytest.raises(OSError, match="Too little memory for this file") as caught:
+            reading(path)
+        assert caught.value.errno == errno.ENOMEM
 
 
 def test_a_faster_channel_is_averaged_down_and_the_record_says_so(tmp_path: Path) -> None:

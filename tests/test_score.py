@@ -38,20 +38,17 @@ def maps(n: int = 40, seed: int = 0) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).gamma(2, size=(n, 2, 500)).astype(np.float32))
 
 
-def test_mean_and_top_share_are_taken_over_valid_places_only():
+def test_the_mean_is_taken_over_valid_places_only():
     map = np.arange(40.0).reshape(2, 20)
     valid = np.ones((2, 20), bool)
     valid[1] = False
     found = features(map, valid, np.array([7.0]), ("distance",))
-    assert found == {"mean": 9.5, "top": 19.0, "distance": 7.0}  # top 5 % of 20 places is one
-    for use, left in ((("distance",), {}), (("top", "distance"), {"top": 19.0})):
-        few = features(map, valid, np.array([7.0]), ("distance",), use)
-        assert few == left | {"distance": 7.0}
+    assert found == {"mean": 9.5, "distance": 7.0}
 
 
 def test_a_record_without_a_valid_place_has_no_features():
     with pytest.raises(ValueError, match="no place"):
-        features(np.ones((1, 5)), np.zeros((1, 5), bool), np.zeros(0), (), ("distance",))
+        features(np.ones((1, 5)), np.zeros((1, 5), bool), np.zeros(0), ())
 
 
 def test_the_rule_standardises_with_the_held_out_records():
@@ -70,14 +67,14 @@ def test_a_feature_that_is_not_above_0_in_every_normal_is_taken_as_it_is():
     held_out = [m - 2 for m in maps()]
     valid, wholes = [np.ones((2, 500), bool)] * 40, [np.array([1.0 + i]) for i in range(40)]
     rule = fit_rule(held_out, valid, wholes, ("far",), ("mean", "far"), smooth=0)
-    assert rule.log == ("top", "far")
+    assert rule.log == ("far",)
     means = np.array([m.mean() for m in held_out])
     assert rule.centre["mean"] == pytest.approx(means.mean(), rel=1e-4)
-    one = score({"mean": 0.3, "top": 1.0, "far": 8.0}, rule)
+    one = score({"mean": 0.3, "far": 8.0}, rule)
     fars = np.log(np.arange(1, 41))
     parts = (0.3 - means.mean()) / means.std(), (np.log(8) - fars.mean()) / fars.std()
     assert one == pytest.approx(np.mean(parts), rel=1e-4)
-    assert np.isfinite(score({"mean": 0.3, "top": 1.0, "far": 0.0}, rule))
+    assert np.isfinite(score({"mean": 0.3, "far": 0.0}, rule))
 
 
 def test_a_score_of_two_features_is_the_mean_of_their_deviations():
@@ -160,7 +157,7 @@ def test_the_strongest_stretch_of_each_lead_is_told_where_all_would_be_too_many(
 
 
 def test_features_the_method_does_not_have_are_refused_by_name():
-    with pytest.raises(ValueError, match="rhythm.*known are mean, top, distance"):
+    with pytest.raises(ValueError, match="rhythm.*known are mean, distance"):
         fit_rule(maps(2), [np.ones((2, 500), bool)] * 2, [np.ones(1)] * 2,
                  ("distance",), ("rhythm",), 1.0)  # fmt: skip
 

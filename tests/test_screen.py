@@ -772,3 +772,11 @@ def test_a_library_that_came_or_went_since_is_named(archive, model, tmp_path, mo
     monkeypatch.setattr(folder, "_versions", lambda: {"numpy": there["numpy"]})
     with pytest.raises(ValueError, match="pydicom .* there, - now"):
         run()
+
+
+def test_the_command_that_carries_on_has_each_digit(archive, model, tmp_path):
+    how = {"alpha": 0.2345678901, "rate_hz": 360.1234567, "unit": "mV"}
+    screen(archive, tmp_path, model=model, workers=1, quiet=True, **how)
+    command = folder.read_manifest(tmp_path)["command"]
+    assert "--alpha 0.2345678901" in command
+    assert "--rate-hz 360.1234567" in command

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ecgad.export import run_torch
+from ecgad.learn import train_into
 from ecgad.parts.detector import Detector, Evidence, Stage, check_evidence
 from ecgad.train import Budget, Progress, _schedule, fit
 
@@ -343,3 +344,14 @@ def test_a_record_learned_by_heart_is_not_taken_for_one_that_depends_on_its_batc
         return ((y - x[0]).square() + 1e-4 * (len(y) > 1)).sqrt()
 
     check_evidence(Breaking(evidence(distance)), x)
+
+
+def test_a_wrong_method_or_setting_is_refused_before_the_records_are_read(tmp_path):
+    def records():
+        raise AssertionError("read")
+        yield
+
+    for method, settings in (("nosuch", None), ("pca", {"widht": 3})):
+        with pytest.raises((TypeError, ValueError), match=r"nosuch|widht"):
+            train_into(tmp_path / "m", method, records(), settings=settings)
+    assert not (tmp_path / "m").exists()

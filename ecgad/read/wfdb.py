@@ -32,6 +32,7 @@ from ecgad.record import LEADS, MV, NotMine, ReadError, Record, canonical, stret
 
 Counts = np.ndarray | Sequence[np.ndarray]  # of each channel: (leads, time), or of many lengths
 
+YEAR_S = 366 * 24 * 3600
 BLOCK = 2**16  # frames that are summed at a time
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -135,6 +136,8 @@ def _read_segments(header: Header, source: bytes, place: Path, path: Path) -> Re
         if name != "~" and frames:  # "~" is a gap; a layout of 0 frames only lists the leads
             parts.append((start, _read_segment(place.with_name(f"{name}.hea"), frames)))
         start += frames
+    if start > YEAR_S * header.rate_hz:
+        raise ReadError(f"its segments and gaps have {start} samples together, more than a year's")
     rates = {part.rate_hz for _, part in parts}
     if len(rates) != 1:
         raise ReadError(f"its segments have the rates {sorted(rates)} Hz; one is needed")

@@ -94,8 +94,8 @@ def _record_line(number: int, line: str) -> tuple[str, int, int, float, int | No
     if int(words[1]) == 0:
         raise _fault(number, line, "says that there are 0 signals; at least 1 is needed")
     rate = _RATE.match(words[2]) if len(words) > 2 else None
-    if rate is None or not 0 < float(rate[0]) < math.inf:
-        raise _fault(number, line, "states no sampling rate; it is the third word, in Hz")
+    if rate is None or not 1 <= float(rate[0]) < math.inf:
+        raise _fault(number, line, "states no sampling rate; it is the third word, 1 Hz or more")
     frames = int(words[3]) if len(words) > 3 and words[3].isdecimal() else 0
     return name, int(segments or 0), int(words[1]), float(rate[0]), frames or None
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ def _write(row: dict[str, Any], home: Path, folder: Path, alpha: float) -> bool:
     if row["score"] is None or place.suffix.lower() != ".hea":
         return False
     try:
-        header = parse_header((home / place).read_bytes())
+        header = _header(home / place)
     except (OSError, ReadError):
         return False
     found = sorted(marks(row, header, alpha))
@@ -77,6 +78,16 @@ def _write(row: dict[str, Any], home: Path, folder: Path, alpha: float) -> bool:
             raise
         return False
     return True
+
+
+def _header(place: Path) -> Header:
+    """Of a multi-segment record with the channels of its first segment, or of its layout."""
+    header = parse_header(place.read_bytes())
+    named = (name for name, _ in header.segments if name != "~")
+    if not (first := next(named, None)):
+        return header
+    channels = parse_header(place.with_name(f"{first}.hea").read_bytes()).channels
+    return replace(header, channels=channels)
 
 
 def marks(row: dict[str, Any], header: Header, alpha: float) -> Iterator[Mark]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ecgad.files import whole
 from ecgad.record import LEADS
 from ecgad.report import DISCLAIMER, decision_words
 from ecgad.report.html import manifest_head, open_rows
@@ -37,12 +38,10 @@ def write_fhir(out: Path, file: Path) -> int:
     """
     manifest, count = manifest_head(out), 0
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    with part.open("w", encoding="utf-8") as lines:
+    with whole(file, "w") as lines:
         for row in _rows(out):
             lines.write(json.dumps(observation(row, manifest), ensure_ascii=False) + "\n")
             count += 1
-    part.replace(file)
     return count
 
 

@@ -1,6 +1,6 @@
 """A screening as one page: OUT/report.html, from OUT/part-*.parquet and OUT/manifest.json.
 
-Of the manifest this reads `command`, `alpha`, `started`, `ended`, `ecgad`, `versions` {name: text},
+Of the manifest this reads `command`, `alpha`, `started`, `ended`, `versions` {name: text},
 `counts` {"in": n, ...} and `model` {"id", "sha256", "method", "trained_on", "licence",
 "calibration" {group: n}}; what is absent is left out of the page. All other numbers are counted in
 the table itself, and the page says so when the two disagree.
@@ -23,6 +23,7 @@ import numpy as np
 
 from ecgad.calibrate import false_alarm_bound, q_values
 from ecgad.drift import drift, words
+from ecgad.files import whole
 from ecgad.record import FLAGGED, NOT_ASSESSABLE
 from ecgad.report import DISCLAIMER, decision_words, interval_words, number
 
@@ -56,16 +57,16 @@ def write_report(out: Path, *, pages: list[tuple[dict, str]] | None = None) -> P
     if pages is not None:
         _keep(out, pages)
     text = environment.get_template("template.html").render(**facts(out))
-    (out / "report.html").write_text(text, encoding="utf-8")
+    with whole(out / "report.html", "w") as file:
+        file.write(text)
     return out / "report.html"
 
 
 def facts(out: Path) -> dict[str, Any]:
     """All that the page says, as plain values for the template."""
-    dataset = open_rows(out)
+    manifest, dataset = manifest_head(out), open_rows(out)
     table = dataset.to_table(columns=list(LIGHT))
-    manifest = manifest_head(out)
-    alpha = float(manifest.get("alpha", 0.05))
+    alpha = float(manifest["alpha"])
     state = states(table)
     p = table["p_value"].to_numpy(zero_copy_only=False).astype(float)
     p = p[(state == "scored") & np.isfinite(p)]
@@ -92,10 +93,10 @@ def facts(out: Path) -> dict[str, Any]:
 def manifest_head(out: Path) -> dict[str, Any]:
     """OUT/manifest.json without its inputs, which stand last and may be a million: half a gigabyte.
 
-    Empty where there is none.
+    Raises `ValueError` where there is none.
     """
     if not (out / "manifest.json").is_file():
-        return {}
+        raise ValueError(f"{out} holds no screening; `ecgad screen PATH -o {out}` makes one")
     with (out / "manifest.json").open(encoding="utf-8") as file:
         head = "".join(takewhile(lambda line: not line.startswith(' "inputs": ['), file))
     try:
@@ -269,7 +270,8 @@ def page_file(out: Path, row: dict) -> Path:
 def _keep(out: Path, pages: list[tuple[dict, str]]) -> None:
     (out / "pages").mkdir(exist_ok=True)
     for row, fragment in pages:
-        page_file(out, row).write_text(fragment, encoding="utf-8")
+        with whole(page_file(out, row), "w") as file:
+            file.write(fragment)
 
 
 def model(card: Any, alpha: float) -> dict[str, Any]:
@@ -294,7 +296,7 @@ def open_rows(out: Path) -> Dataset:
 
     parts = sorted(out.glob("part-*.parquet"))
     if not parts:
-        raise ValueError(f"{out} holds no part-*.parquet; `ecgad screen PATH -o {out}` makes them")
+        raise ValueError(f"{out} holds no part-*.parquet yet; `ecgad screen` carries on with it")
     return pyarrow.dataset.dataset([str(part) for part in parts], format="parquet")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ecgad.report.annotations import write_annotations
 from ecgad.report.fhir import write_fhir
 from ecgad.report.html import manifest_head, open_rows, write_report
-from ecgad.report.shortlist import write_list
+from ecgad.report.shortlist import check_fdr, write_list
 
 
 def write_outputs(
@@ -23,6 +23,7 @@ def write_outputs(
     Raises `ValueError` as they do, and for files of a screening that is not finished.
     """
     told = []
+    check_fdr(fdr)
     if fhir or annotations or shortlist:
         _check_finished(out)
     if fhir:

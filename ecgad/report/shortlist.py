@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgad.calibrate import q_values
+from ecgad.files import whole
 from ecgad.report.ranking import Ranking
 
 COLUMNS = ("record_id", "path", "score", "p_value", "p_group")
@@ -29,15 +30,13 @@ def write_list(out: Path, file: Path, fdr: float) -> str:
 
     Raises `ValueError` when there is no screening in `out`, or `fdr` is no share.
     """
-    if not 0 < fdr < 1:
-        raise ValueError(f"--fdr is {fdr}; a rate between 0 and 1, such as 0.1")
+    check_fdr(fdr)
     ranking = Ranking(out)
     p = ranking.p_values
     q = q_values(p)
     of_list = np.count_nonzero(q <= fdr)  # the strangest ones: q grows with p
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    with part.open("w", encoding="utf-8", newline="") as lines:
+    with whole(file, "w") as lines:
         names: list[str] = [*COLUMNS, "q_value"]
         table = csv.DictWriter(lines, names, extrasaction="ignore")
         table.writeheader()
@@ -45,10 +44,14 @@ def write_list(out: Path, file: Path, fdr: float) -> str:
             here = slice(first, min(first + AT_ONCE, of_list))
             rows = ranking.rows(ranking.views["scored"][here], COLUMNS)
             table.writerows(row | {"q_value": v} for row, v in zip(rows, q[here], strict=True))
-    part.replace(file)
     return f"{of_list} records, of which at most {100 * fdr:g} % are false alarms on average" + (
         "" if of_list else f": {_why_empty(p, fdr)}"
     )
+
+
+def check_fdr(fdr: float) -> None:
+    if not 0 < fdr < 1:
+        raise ValueError(f"--fdr is {fdr}; a rate between 0 and 1, such as 0.1")
 
 
 def _why_empty(p: np.ndarray, fdr: float) -> str:

@@ -91,7 +91,7 @@ def trained_lines(bundle: Bundle, folder: Path) -> list[str]:
     """Where a trained model is, what known damage says of it, and what to do with it."""
     if bundle.preparation.kind == "images":
         return [f"{bundle.id} is in {folder}"]
-    least = 1 / (min(map(len, bundle.calibration.groups.values())) + 1)  # p-value
+    least = 1 / (bundle.calibration.fewest + 1)  # p-value
     alpha = "" if least <= 0.05 else f" --alpha {math.ceil(100 * least) / 100:g}"
     data = bundle.card["data"]
     lines = [
@@ -130,19 +130,19 @@ def cost_table(costs: Sequence[Cost], like: str) -> tuple[Table, str, str]:
     fewest, most = MCF.passes
     table = _table(
         "method", "parameters>", "MCF / >", "frozen>",
-        "MACs: pass>", "record>", "frozen>", "MCF / >",
+        "MACs a record>", "frozen>", "MCF / >",
     )  # fmt: skip
     for cost in costs:
         smaller = f"{MCF.parameters / cost.parameters:.1f}" if cost.parameters else "–"
         frozen = f"{cost.frozen_parameters:,}" if cost.frozen_parameters else ""
         of_them = f"{cost.frozen_macs / 1e6:,.1f} M" if cost.frozen_macs else ""
-        macs = f"{cost.macs_pass / 1e6:,.1f} M", f"{cost.macs_record / 1e6:,.1f} M", of_them
+        macs = f"{cost.macs_record / 1e6:,.1f} M", of_them
         cheaper = f"{fewest * MCF.macs_pass / max(cost.macs_record, 1):.1f}"
         table.add_row(cost.method, f"{cost.parameters:,}", smaller, frozen, *macs, cheaper)
     record = f"{fewest * MCF.macs_pass / 1e6:,.0f} M"
-    macs = f"{MCF.macs_pass / 1e6:,.0f} M"
-    table.add_row("MCF", f"{MCF.parameters:,}", "", "", macs, record, "", "")
-    about = f"MCF: Jiang et al., MICCAI 2023, on 12x4800; {fewest} to {most} passes, here {fewest}."
+    table.add_row("MCF", f"{MCF.parameters:,}", "", "", record, "", "")
+    passes = f"{fewest} to {most} passes of {MCF.macs_pass / 1e6:,.0f} M, here {fewest}"
+    about = f"MCF: Jiang et al., MICCAI 2023, on 12x4800; {passes}."
     return table, "", f"Records of {like}. {about}"
 
 

@@ -103,7 +103,7 @@ def screen(
     runner, stated = _runner(engine, workers), Stated(unit, rate_hz).checked()
     out, bundle = Path(out), model if isinstance(model, Bundle) else load(model)
     if recalibrate is None:
-        check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
+        check_alpha(alpha, bundle.calibration.fewest)
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     passed = list[Path]()
     known = [place for place in map(Path, known) if place.resolve() != out.resolve()]
@@ -123,7 +123,7 @@ def screen(
         )
         with site.settled(bundle, out, recalibrate, stated, quiet) as place:
             bundle = load(place)
-            check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
+            check_alpha(alpha, bundle.calibration.fewest)
             planned = folder.plan(places, bundle, alpha, shard, command, paths, every, stated)
             planned["passed_over"] = list(map(str, passed))
             planned["left_out"] = left_out
@@ -201,7 +201,7 @@ def score_each(
 
     Raises `ReadError` when none of them exists.
     """
-    check_alpha(alpha, min(map(len, bundle.calibration.groups.values())))
+    check_alpha(alpha, bundle.calibration.fewest)
     missing = 0
     for path in paths:
         try:
@@ -362,11 +362,11 @@ def _command(
     stated: Stated,
     known: list[Path],
 ) -> str:
-    words = ["ecgad", "screen", *map(str, paths), "-o", str(out), "--alpha", f"{alpha:g}"]
+    words = ["ecgad", "screen", *map(str, paths), "-o", str(out), "--alpha", str(alpha)]
     words += ["--model", str(home)] if home else []
     words += ["--recalibrate", str(recalibrate)] if recalibrate else []
     words += ["--unit", stated.unit] if stated.unit else []
-    words += ["--rate-hz", f"{stated.rate_hz:g}"] if stated.rate_hz else []
+    words += ["--rate-hz", str(stated.rate_hz)] if stated.rate_hz else []
     words += [word for place in known for word in ("--known", str(place))]
     return shlex.join(words + (["--shard", shard] if shard else []))
 

@@ -20,11 +20,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 from ecgad import __version__
 from ecgad.bundle import CROWD, Bundle
 from ecgad.drift import drift, words
+from ecgad.files import whole
 from ecgad.read import UNSTATED, Stated
 from ecgad.recalibrate import fingerprint
 from ecgad.screen.rows import VERSION, Row, counts, schema
@@ -218,7 +219,7 @@ def finish(out: Path, manifest: Manifest, card: dict[str, Any]) -> pa.Table:
     return table
 
 
-def _write_csv(file: BinaryIO, tables: Iterable[pa.Table]) -> pa.Table:
+def _write_csv(file: IO[Any], tables: Iterable[pa.Table]) -> pa.Table:
     import pyarrow as pa
 
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -308,33 +309,6 @@ def write_manifest(out: Path, manifest: Manifest) -> None:
             line = f"{',' * (number > 0)}\n  {_JSON.encode(entry)}"
             file.write(line.encode(errors="backslashreplace"))  # a name of other bytes than UTF-8
         file.write(b"\n ]\n}\n")
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears when it is complete, also when the power fails."""
-    beside = path.with_name(f"{path.name}.writing")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _keep_names(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)  # gives back its space
-        what = f"{error.strerror}; mend that, and the same command carries on"
-        raise OSError(error.errno, what, str(path)) from error
-
-
-def _keep_names(folder: Path) -> None:
-    """Of files just renamed, should the power fail."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _size(place: Path) -> int | None:
