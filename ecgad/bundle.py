@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ecgad.calibrate import Calibration, check_alpha, decide, group_names
+from ecgad.calibrate import Calibration, check_alpha, decide, group_name, listed
 from ecgad.card import read_card, write_card
 from ecgad.export import Run, run_onnx
+from ecgad.files import file_sha256
 from ecgad.hours import in_turn, joined_maps, together
 from ecgad.prepare import image
 from ecgad.prepare.image import AnyPrepared, ImagePreparation, PreparedImage
@@ -63,7 +64,7 @@ class Judgement(NamedTuple):
     """What a model says of a prepared record."""
 
     score: float
-    p_value: float
+    p_value: float  # nan where the calibration has no such records
     lead_scores: np.ndarray  # (m,), nan where a lead cannot be judged
     map: np.ndarray  # (m, time), in multiples of what 99 % of normal places stay under
     parts: dict[str, float]  # what the score is made of
@@ -161,13 +162,19 @@ class Bundle:
         except ValueError as error:
             return Look(record, Quality("reject", (*quality.reasons, str(error))))
         there = f"{prepared.usable_leads} of {len(preparation.leads)} leads"
-        if prepared.usable_leads < preparation.min_leads:
-            reason = f"{there} can be judged; the model needs {preparation.min_leads}"
+        if reason := self._too_few(prepared, there):
             quality = Quality("reject", (*quality.reasons, reason))
             return Look(record, quality, derived=prepared.derived)
-        if prepared.usable_leads < len(preparation.leads):
+        if prepared.lost:
             quality = Quality("limited", (*quality.reasons, f"{there} are there"))
         return Look(record, quality, prepared, prepared.derived)
+
+    def _too_few(self, prepared: Prepared, there: str) -> str:
+        if prepared.usable_leads < (needed := self.signals.min_leads):
+            return f"{there} can be judged; the model needs {needed}"
+        lost = [self.signals.leads[i] for i in prepared.lost]
+        known = self._group(prepared) in self.calibration.groups
+        return "" if known else f"no normal records without {listed(lost)} were calibrated with"
 
     def evidence(self, prepared: AnyPrepared) -> Evidence:
         """Map (m, time) and `whole` (k,) of a record: its windows', stitched together."""
@@ -201,20 +208,20 @@ class Bundle:
         row = features(map, valid, whole, names)
         value = score(row, self.rule)
         smooth = image.smoothing(self.preparation, self.card["smooth_s"])
+        group, known = self._group(prepared), self.calibration
         return Judgement(
             value,
-            self.calibration.p_value(value, self._group(prepared)),
+            known.p_value(value, group) if group in known.groups else math.nan,
             lead_scores(map, valid, self.rule),
             relative(map, valid, self.rule, smooth, edge_limits(self.rule, prepared)),
             parts(row, self.rule),
         )
 
     def _group(self, prepared: AnyPrepared) -> str:
-        """The first of its groups that the calibration has."""
+        """Of the calibration records that it is compared with, which may have none of it."""
         if isinstance(prepared, PreparedImage):
             return ImagePreparation.group
-        names = group_names(prepared.lost, self.signals.leads)
-        return next((name for name in names if name in self.calibration.groups), names[-1])
+        return group_name(prepared.lost, self.signals.leads)
 
     def _judged(self, look: Look, prepared: Prepared, judgement: Judgement, alpha: float) -> Result:
         value, p_value, rows, standing, made_of = judgement
@@ -375,14 +382,6 @@ def rewrite(folder: Path) -> float:
         raise ValueError(f"{weights} is not the file that {file} names: copy the folder anew")
     write(card, load_detector(folder), folder)
     return read_card(folder)["onnx_difference"]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy(source: Path, folder: Path) -> Path:

@@ -11,8 +11,10 @@ over draws of the calibration set; with the one set at hand the true rate varies
 
 What breaks it: whatever makes new normals unlike the calibration normals. Another site, device,
 filter, lead placement or age group; calibration records that the model was trained on; several
-records of one patient counted as several. Then recalibrate with 200-500 normals of that place, or
-keep a group of their own for them (Mondrian: the promise then holds within each group).
+records of one patient counted as several; another length: the score of a long recording is a mean,
+and means of normals lie closer together than their ten seconds do. Then recalibrate with 200-500
+normals of that place and length, or keep a group of their own for them (Mondrian: the promise then
+holds within each group).
 
 Sources: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005; Vovk, ACML 2012
 (the Beta law); Benjamini and Hochberg, JRSS B 1995; Bates et al., Annals of Statistics 2023.
@@ -29,7 +31,7 @@ from numpy.typing import ArrayLike
 
 from ecgad.record import FLAGGED, NOT_ASSESSABLE, NOT_FLAGGED
 
-NAMED = 2  # leads that are lost, up to which a calibration group is of those very leads
+LOST = 3  # leads at most without which normals are compared: groups grow fast with their number
 
 
 def p_values(calibration: ArrayLike, scores: ArrayLike) -> np.ndarray:
@@ -78,15 +80,22 @@ class Calibration:
         return self.groups[group]
 
 
-def group_names(lost: Sequence[int], leads: Sequence[str]) -> tuple[str, ...]:
-    """The groups for records in which the `lost` ones of a model's `leads` cannot be judged.
+def group_name(lost: Sequence[int], leads: Sequence[str]) -> str:
+    """The group for records in which the `lost` ones of a model's `leads` cannot be judged.
 
-    First the one of those very leads, if they are few: normals without V1 score lower than normals
-    without V5, and a site loses the same lead again and again. Last the one of their number.
+    Of those very leads: normals without V4 to V6 score lower than normals without I, II and V6, so
+    that among all who lost three the ones could never be flagged and the others often would.
     """
     number = f"{len(leads) - len(lost)} of {len(leads)} leads"
-    named = " and ".join(leads[i] for i in sorted(lost))
-    return (f"{number}, without {named}", number) if 0 < len(lost) <= NAMED else (number,)
+    return f"{number}, without {listed([leads[i] for i in sorted(lost)])}" if lost else number
+
+
+def listed(names: Sequence[str]) -> str:
+    """
+    >>> listed(["V1"]), listed(["V1", "V2"]), listed(["I", "II", "V6"])
+    ('V1', 'V1 and V2', 'I, II and V6')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def decide(p_value: float | None, alpha: float) -> str:

@@ -97,7 +97,6 @@ PLANS = {
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),
     **dict.fromkeys(("pca", "mahalanobis", "knn"), Plan()),  # nothing is learned by gradient
-    **{name: _equal(name) for name in ("rcae", "fader", "nbs", *ON_ENCODER)},
     **{name: _equal(*without) for name, without in WITHOUT.items()},
     # no training: the refiner is only taken out
     "onenip-unrefined": Plan(weights="onenip", settings=WITHOUT["onenip-unrefined"][1]),
@@ -255,8 +254,7 @@ def reduced(folder: Path, settings: Mapping[str, Any], normals: Normals) -> Bund
 
     whole, model = load(folder), load_detector(folder, settings)
     run, cost = run_torch(model), count(model)
-    seed = whole.card["seed"]
-    rule, groups = calibrate(run, normals, whole.preparation, model.whole, seed, model.soft)
+    rule, groups = calibrate(run, normals, whole.preparation, model.whole, model.soft)
     changed = {
         "config": asdict(model.config),  # type: ignore[call-overload]
         "whole": model.whole,

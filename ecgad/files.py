@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all, whenever a process or a machine stops."""
+"""Files that are there whole or not at all, whenever a process or a machine stops; checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,12 @@ def whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             beside.unlink(missing_ok=True)  # gives back its space
         what = f"{error.strerror}; mend that, and the same command carries on"
         raise OSError(error.errno, what, str(path)) from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _keep_names(folder: Path) -> None:

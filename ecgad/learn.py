@@ -188,7 +188,7 @@ def learn(
         _begin(model, pretrain, checkpoint=begin, **common)
     fit(model, prepared_windows(normals.train), budget=budget, checkpoint=checkpoint, **common)
     run = run_torch(model, device)
-    rule, groups = calibrate(run, normals, preparation, model.whole, seed, model.soft)
+    rule, groups = calibrate(run, normals, preparation, model.whole, model.soft)
     damage_auroc = probe(model, rule) if probe else None
     card = _card(method, model, preparation, rule, groups, normals, seed, budget, pretrain)
     card |= {
@@ -221,7 +221,6 @@ def calibrate(
     normals: Normals,
     preparation: AnyPreparation,
     whole: tuple[str, ...],
-    seed: int,
     soft: bool = False,
 ) -> tuple[Rule, dict[str, list[float]]]:
     """The rule from the held-out normals, and the calibration scores by group.
@@ -243,7 +242,7 @@ def calibrate(
         scores = [calibration_score(run, one, whole, rule) for one in normals.calibration]
         return rule, {preparation.group: scores}
     records = [[p for p in one if isinstance(p, Prepared)] for one in normals.calibration]
-    return rule, calibration_scores(run, records, preparation, whole, rule, seed)
+    return rule, calibration_scores(run, records, preparation, whole, rule)
 
 
 def damage_probe(

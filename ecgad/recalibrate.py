@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgad.bundle import Bundle, evidence
-from ecgad.calibrate import NAMED, Calibration, group_names
+from ecgad.calibrate import LOST, Calibration, group_name
 from ecgad.export import Run
 from ecgad.prepare.image import AnyPrepared
 from ecgad.prepare.quality import assess
@@ -43,9 +43,8 @@ def recalibrated(bundle: Bundle, records: Iterable[Record]) -> Bundle:
             yield usable(record, bundle.signals)
 
     groups = calibration_scores(
-        bundle.run, filter(None, judged()), bundle.signals, tuple(bundle.card["whole"]),
-        bundle.rule, seed=0,
-    )  # fmt: skip
+        bundle.run, filter(None, judged()), bundle.signals, tuple(bundle.card["whole"]), bundle.rule
+    )
     taken = max(map(len, groups.values()), default=0)
     if taken < FEWEST:
         raise ValueError(
@@ -103,37 +102,28 @@ def calibration_scores(
     preparation: Preparation,
     whole: tuple[str, ...],
     rule: Rule,
-    seed: int,
 ) -> dict[str, list[float]]:
-    """The scores of `normals`, each of them the hours of one record, by `group_names`.
+    """The scores of `normals`, each of them the hours of one record, by `group_name`.
 
-    Each record is scored again without each lead and each two, and once without as many as a group
-    by number lacks, drawn by chance. Leads that `prepare` derives when they are lost stay, as long
-    as there are others.
+    Each record is scored again without each lead, each two and each three, but those that
+    `prepare` derives when they are lost.
     """
-    rng = np.random.default_rng((seed, 1))
-    groups: dict[str, list[float]] = {}
+    lacking = list(_lacking(preparation))
+    groups: dict[str, list[float]] = {group_name(lost, preparation.leads): [] for lost in lacking}
     for hours in normals:
-        for name, lost in _lacking(preparation, rng):
-            found = calibration_score(run, [_blank(hour, lost) for hour in hours], whole, rule)
-            groups.setdefault(name, []).append(found)
+        for lost, scores in zip(lacking, groups.values(), strict=True):
+            blank = [_blank(hour, lost) for hour in hours]
+            scores.append(calibration_score(run, blank, whole, rule))
     return groups
 
 
-def _lacking(
-    preparation: Preparation, rng: np.random.Generator
-) -> Iterator[tuple[str, Sequence[int]]]:
-    """The name of each group, and the leads that a record is to lose for it."""
+def _lacking(preparation: Preparation) -> Iterator[tuple[int, ...]]:
+    """The leads that a record is to lose, for each group."""
     leads = preparation.leads
     derived = FROM_I_II if {"I", "II"} <= set(leads) else ()
     own = [i for i, lead in enumerate(leads) if lead not in derived]
-    for missing in range(len(leads) - preparation.min_leads + 1):
-        pool = own if missing <= len(own) else range(len(leads))
-        for lost in combinations(own, missing) if missing <= NAMED else ():
-            yield group_names(lost, leads)[0], lost
-        if missing:
-            lost = rng.permutation(pool)[:missing].tolist()
-            yield group_names(lost, leads)[-1], lost
+    for missing in range(min(len(leads) - preparation.min_leads, LOST) + 1):
+        yield from combinations(own, missing)
 
 
 def calibration_score(

@@ -468,7 +468,7 @@ def test_a_table_shows_the_methods_it_names_in_their_order(tmp_path: Path):
 @pytest.mark.parametrize("name", ev.WITHOUT)
 def test_a_plan_without_something_differs_from_its_method_in_that_alone(name: str):
     method = name.partition("-")[0]
-    plan, full = ev.PLANS[name], ev.PLANS[method]
+    plan, full = ev.PLANS[name], ev._plan(method, Preparation())
     assert method == (plan.weights or plan.method)
     ours, theirs = (asdict(build(method, (12, 1000), p.settings).config) for p in (plan, full))
     assert {k for k in ours if ours[k] != theirs[k]} == set(plan.settings)

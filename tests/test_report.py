@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from ecgad.calibrate import check_alpha
+from ecgad.calibrate import Calibration, check_alpha
 from ecgad.record import (
     FLAGGED,
     LEADS,
@@ -429,6 +429,9 @@ def test_the_model_says_what_its_calibration_can_promise():
 
 
 def test_a_folder_without_a_screening_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no screening; `ecgad screen PATH -o"):
+        html.write_report(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"alpha": 0.05}')
     with pytest.raises(ValueError, match="holds no part-"):
         html.write_report(tmp_path)
 
@@ -512,7 +515,7 @@ def a_bundle(kind="signals", auroc=None, calibration=99):
         id="mine",
         card={"damage_auroc": auroc, "data": counts},
         preparation=SimpleNamespace(kind=kind),
-        calibration=SimpleNamespace(groups={"12 of 12 leads": [0.0] * calibration}),
+        calibration=Calibration({"12 of 12 leads": np.zeros(calibration)}),
     )
 
 
