@@ -14,10 +14,12 @@ __version__ = "0.1.0"
 from ecgad.record import Interval, NotMine, Quality, ReadError, Record, Result  # isort: skip
 from ecgad.read import read  # isort: skip
 from ecgad.bundle import Bundle, load  # isort: skip
+from ecgad.prepare.signal import Preparation  # isort: skip
+from ecgad.train import Budget, Progress  # isort: skip
 from ecgad.learn import train  # isort: skip
 from ecgad.screen import screen  # isort: skip
 
 __all__ = [
-    "Bundle", "Interval", "NotMine", "Quality", "ReadError", "Record", "Result",
-    "__version__", "load", "read", "screen", "train",
+    "Budget", "Bundle", "Interval", "NotMine", "Preparation", "Progress", "Quality", "ReadError",
+    "Record", "Result", "__version__", "load", "read", "screen", "train",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ from ecgad.prepare import image
 from ecgad.prepare.image import AnyPrepared, ImagePreparation, PreparedImage
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, Prepared, prepare
-from ecgad.record import NOT_ASSESSABLE, Quality, Record, Result
+from ecgad.record import NOT_ASSESSABLE, Quality, Record, Result, check_record
 from ecgad.score import (
     Rule,
     edge_limits,
@@ -113,10 +113,14 @@ class Bundle:
         `alpha` is not between 0 and 1, or smaller than the smallest p-value that the calibration
         set can give.
         """
+        check_record(record)
         return self._joined(record, [self._scored([hour], alpha)[0] for hour in record.hours()])
 
-    def score_many(self, records: Sequence[Record], *, alpha: float = 0.05) -> list[Result]:
+    def score_many(self, records: Iterable[Record], *, alpha: float = 0.05) -> list[Result]:
         """`score` of each, the same to the last bit in less time. Raises what `score` raises."""
+        records = list(records)
+        for record in records:
+            check_record(record)
         hours = [list(record.hours()) for record in records]
         every = [hour for its in hours for hour in its]
         crowds = (every[i : i + CROWD] for i in range(0, len(every), CROWD))

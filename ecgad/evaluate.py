@@ -8,13 +8,12 @@ and a method that is run again replaces its own rows alone.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from ecgad import image_plans
 from ecgad.benchmarks import Case, Sets
 from ecgad.bundle import Bundle, load, load_detector
 from ecgad.calibrate import Calibration
-from ecgad.files import whole
 from ecgad.learn import (
     Normals,
     Pretraining,
@@ -37,7 +35,7 @@ from ecgad.learn import (
 from ecgad.prepare.image import AnyPreparation, AnyPrepared, ImagePreparation, prepare_image
 from ecgad.prepare.quality import assess
 from ecgad.prepare.signal import Preparation, prepare
-from ecgad.tabulate import COLUMNS, Place, Row, Scored, short, tabulate
+from ecgad.tabulate import Place, Row, Scored, tabulate, write
 from ecgad.train import Budget
 
 Report = Callable[[str], None]
@@ -119,38 +117,40 @@ def evaluate(
     bundle stays in `out/<benchmark>/<method>-<seed>`; the same training is not done again, another
     is refused, and a killed one carries on from its checkpoint. `bundles` are scored as they are.
     """
+    if seeds < 1:
+        raise ValueError(f"seeds is {seeds}; at least 1 is needed")
     folds = load_benchmark(benchmark, root)
     command = f"ecgad evaluate {benchmark} --data ROOT"
+    board, pretrained = out / benchmark, out / "pretrained"
     for method in methods:
-        rows, cases = [], []
-        for sets in folds:
-            home = out / benchmark / sets.name
-            scored = [
-                score_cases(bundle, sets)
-                for bundle in _seeds(method, sets, seeds, home, out / "pretrained", report)
-            ]
-            typed = f"{command} --method {method} --seeds {seeds}"
-            rows += tabulate(benchmark, method, scored, sets.test, typed)
-            cases += case_rows(method, scored, sets)
-        write(rows, cases, out / benchmark)
+        learn = partial(_seeds, method, seeds, board, pretrained, report)
+        _add(board, folds, method, learn, f"{command} --method {method} --seeds {seeds}")
     for path in bundles:
         bundle = load(path, kind=folds[0].kind)
-        rows, cases = [], []
-        for sets in folds:
-            scored = [score_cases(bundle, sets)]
-            rows += tabulate(benchmark, bundle.id, scored, sets.test, f"{command} --model {path}")
-            cases += case_rows(bundle.id, scored, sets)
-        write(rows, cases, out / benchmark)
+        _add(board, folds, bundle.id, lambda _, one=bundle: [one], f"{command} --model {path}")
     return out / f"{benchmark}.csv"
 
 
+def _add(
+    board: Path, folds: list[Sets], name: str, found: Callable[[Sets], Iterable[Bundle]], typed: str
+) -> None:
+    """The rows of what is `found` for each of `folds`, a bundle a seed, are written as `name`."""
+    rows, cases = [], []
+    for sets in folds:
+        scored = [score_cases(bundle, sets) for bundle in found(sets)]
+        rows += tabulate(board.name, name, scored, sets.test, typed)
+        cases += case_rows(name, scored, sets)
+    write(rows, cases, board)
+
+
 def _seeds(
-    method: str, sets: Sets, seeds: int, home: Path, pretrained: Path, report: Report
+    method: str, seeds: int, board: Path, pretrained: Path, report: Report, sets: Sets
 ) -> Iterable[Bundle]:
     for seed in range(seeds):
         report(" ".join(filter(None, (f"{method}, seed {seed}", sets.name and f"of {sets.name}"))))
-        folder = home / f"{method}-{seed}"
+        folder = board / sets.name / f"{method}-{seed}"
         bundle = trained(method, sets, seed, folder, pretrained=pretrained, report=report)
+        report(f"scoring {len(sets.test):,} records")
         yield bundle
         if not bundle.card["stages"] and "encoder" not in bundle.card["config"]:
             return  # nothing was drawn by chance, so another seed is the same model
@@ -329,6 +329,9 @@ def score_cases(bundle: Bundle, sets: Sets) -> Scored:
         if case.truth is not None:
             truth = _truth(case, bundle.preparation, judged.map.shape[1])
             places[i] = Place(truth, judged.map)
+    if not np.isfinite(found[0]).any():
+        words = bundle.preparation.words
+        raise ValueError(f"none of {len(cases)} records can be judged by {bundle.id}, of {words}")
     return Scored(bundle, found[0], found[1], places)
 
 
@@ -361,39 +364,3 @@ def case_rows(method: str, scored: Sequence[Scored], sets: Sets) -> list[Row]:
         for seed, one in enumerate(scored)
         for i, case in enumerate(sets.test)
     ]  # fmt: skip
-
-
-def write(rows: Sequence[Row], cases: Sequence[Row], path: Path) -> None:
-    """`path`.csv and `path`.parquet, where the rows of methods not among `rows` stay."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table, own = path.with_suffix(".csv"), {row["method"] for row in rows}
-    kept = [line for line in _lines(table) if line[COLUMNS.index("method")] not in own]
-    with whole(table, "w") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *kept, *short(rows)])
-    new = pa.Table.from_pylist(list(cases), schema=_schema())
-    if (scores := path.with_suffix(".parquet")).is_file():
-        old = pq.read_table(scores, schema=_schema())
-        others = old.filter(pa.array([m not in own for m in old["method"].to_pylist()]))
-        new = pa.concat_tables([others, new])
-    with whole(scores) as file:
-        pq.write_table(new, file, compression="zstd")
-
-
-def _lines(path: Path) -> list[list[str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))[1:]
-
-
-def _schema():  # noqa: ANN202 - pyarrow is not imported before it is needed
-    import pyarrow as pa
-
-    text, number = pa.string(), pa.float32()
-    return pa.schema(
-        [(k, text) for k in ("method", "source", "patient", "record_id", "label")]
-        + [("seed", pa.int8()), ("abnormal", pa.bool_()), ("score", number), ("p_value", number)]
-    )

@@ -25,8 +25,8 @@ from ecgad.card import SCHEMA
 from ecgad.files import whole
 from ecgad.prepare.image import AnyPreparation, AnyPrepared, ImagePreparation, smoothing
 from ecgad.prepare.signal import Preparation, Prepared, prepare
-from ecgad.recalibrate import calibration_score, calibration_scores, fingerprint, usable
-from ecgad.record import LEADS, Record
+from ecgad.recalibrate import calibration_score, calibration_scores, fingerprint, usable, why_not
+from ecgad.record import LEADS, Record, check_record
 from ecgad.score import EDGE_S, Rule, features, fit_rule, row_validity, score
 from ecgad.train import Budget, Progress, fit
 
@@ -83,11 +83,15 @@ def train(
     if method == "mmae":  # 0.1 s; its own default is for 4800 samples
         settings = {"segment": (round(0.1 * preparation.rate_hz),)} | dict(settings or {})
     records = list(records)
+    for record in records:
+        check_record(record)
     kept = [(r, hours) for r in records if (hours := usable(r, preparation))]
     if len(kept) < 20:
+        other = next((r for r in records if not usable(r, preparation)), None)
+        why = f" (one: {why_not(other, preparation)})" if other else ""
         raise ValueError(
-            f"{len(kept)} of {len(records)} records can be judged; training needs at least 20, "
-            "and a calibration at alpha 0.05 about 100"
+            f"{len(kept)} of {len(records)} records can be judged{why}; training needs at least "
+            "20, and a calibration at alpha 0.05 about 100"
         )
     if seed < 0:
         raise ValueError(f"seed is {seed}; 0 or more is needed")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgad.bundle import Bundle, evidence
-from ecgad.calibrate import LOST, Calibration, group_name
+from ecgad.calibrate import LOST, Calibration, group_name, listed
 from ecgad.export import Run
 from ecgad.prepare.image import AnyPrepared
 from ecgad.prepare.quality import assess
@@ -85,15 +85,32 @@ def usable(record: Record, preparation: Preparation) -> tuple[Prepared, ...]:
     return tuple(p for hour in record.hours() if (p := _usable(hour, preparation)) is not None)
 
 
-def _usable(record: Record, preparation: Preparation) -> Prepared | None:
-    assessment = assess(record)
-    if assessment.quality.grade == "reject":
-        return None
+def why_not(record: Record, preparation: Preparation) -> str:
+    """Why the first hour of a record that is not `usable` cannot be judged on all leads."""
     try:
-        prepared = prepare(record, preparation, assessment.usable)
+        _judged(next(record.hours()), preparation)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _usable(record: Record, preparation: Preparation) -> Prepared | None:
+    try:
+        return _judged(record, preparation)
     except ValueError:
         return None
-    return prepared if prepared.usable_leads == len(preparation.leads) else None
+
+
+def _judged(record: Record, preparation: Preparation) -> Prepared:
+    """Raises `ValueError` where it cannot be, on all leads."""
+    quality, usable = assess(record)
+    if quality.grade == "reject":
+        raise ValueError("; ".join(quality.reasons))
+    prepared = prepare(record, preparation, usable)
+    if prepared.lost:
+        lost = listed([preparation.leads[i] for i in prepared.lost])
+        raise ValueError(f"there is no {lost}")
+    return prepared
 
 
 def calibration_scores(

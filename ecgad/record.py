@@ -74,8 +74,10 @@ class NotMine(ReadError):
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One recording as it stands in its file, in mV.
+    """One recording as it stands in its file: `signal` (leads, time) in mV at `rate_hz`.
 
+    `valid` (leads, time) is False where the file holds no sample, `leads` are canonical names in
+    the order of `signal`, `warnings` what the reader noticed. `Record.from_array` makes one.
     Raises `ValueError` when shapes disagree, `valid` is not bool, a lead stands twice, or the rate
     is no number of samples a second from 1 on.
     """
@@ -113,8 +115,9 @@ class Record:
     ) -> Record:  # fmt: skip
         """The record of an array (leads, time) in `unit`: mV, uV, nV or V.
 
-        What is NaN or infinite is no sample. Leads go by name in any usual spelling. `origin` is
-        what else a record knows. Raises `ValueError` as `Record`, and for other shapes and units.
+        What is NaN, infinite or masked is no sample. Leads go by name in any usual spelling.
+        `origin` is what else a record knows. Raises `ValueError` as `Record`, and for other shapes
+        and units.
         """
         if isinstance(leads, str):
             raise ValueError(f"leads is the text {leads!r}; a list of names is needed")
@@ -131,7 +134,7 @@ class Record:
             )
         with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is not valid
             mv = (values * factor).astype(np.float32)
-        valid = np.isfinite(mv)
+        valid = np.isfinite(mv) & ~np.ma.getmaskarray(np.ma.asarray(signal))
         mv[~valid] = 0
         return cls(mv, rate_hz, names, valid, record_id, **origin)
 
@@ -156,6 +159,15 @@ class Record:
         )
 
 
+def check_record(record: object) -> None:
+    """Raises `TypeError` for anything but a record, saying how to make one."""
+    if not isinstance(record, Record):
+        raise TypeError(
+            f"a Record is needed, not {type(record).__name__}: ecgad.read(path) gives one of a "
+            "file, ecgad.Record.from_array of an array"
+        )
+
+
 class Quality(NamedTuple):
     """Whether a record can be judged: `ok`, `limited` (judged, with reserve) or `reject`."""
 
@@ -175,7 +187,15 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a model says of one record. Higher is stranger, always."""
+    """What a model says of one record. Higher is stranger, always.
+
+    `score` is in deviations from normal records' mean, nan when not assessable; `p_value` the share
+    of normals at least as strange, or None; `decision` "flagged", "not flagged" or "not assessable"
+    at `alpha`. `lead_scores` are in deviations of each lead's own mean over normals. `intervals`
+    are the strange stretches in seconds, strongest first. `map` (leads, time) has `map_rate_hz`
+    samples a second of the leads `map_leads`, in multiples of what 99 % of normal places stay
+    under; nan where nothing was judged.
+    """
 
     record: Record
     score: float  # nan when not assessable

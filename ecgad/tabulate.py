@@ -10,9 +10,11 @@ that cannot be assessed are left out, and counted.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from ecgad import __version__
 from ecgad.benchmarks import Case
 from ecgad.bundle import Bundle
 from ecgad.calibrate import decide, p_values
+from ecgad.files import whole
 from ecgad.metrics import (
     auprc,
     auroc,
@@ -117,7 +120,7 @@ def _records(
     y = np.array([cases[i].abnormal for i in known]).astype(int)
     patients = np.array([cases[i].patient for i in known])
     scores = np.stack([one.scores[known] for one in scored], axis=1)  # (records, seeds)
-    flagged = np.stack([_flagged(one.p_values[known]) for one in scored], axis=1)
+    flagged = np.stack([_flagged(one, known) for one in scored], axis=1)
     both = len(set(y.tolist())) == 2  # else there is nothing to tell apart
     for name, metric in METRICS.items() if both else ():
         for k, s in enumerate(scores.T):
@@ -129,15 +132,32 @@ def _records(
     for name, of in (("false_alarm_rate", 0), ("sensitivity", 1)):
         if not (y == of).any():
             continue
-        shares = flagged[y == of].mean(axis=0)
-        for k, share in enumerate(shares):
-            yield k, (name, float(share), np.nan, np.nan)
+        among, whose = flagged[y == of], patients[y == of]
+        for k, one in enumerate(among.T):
+            yield k, (name, *_share(one, whose))
         if len(scored) > 1:
-            yield "all", (name, float(shares.mean()), np.nan, np.nan)
+            yield "all", (name, *_share(among.mean(axis=1), whose))
 
 
-def _flagged(p: np.ndarray) -> np.ndarray:
-    return np.array([decide(value, ALPHA) == FLAGGED for value in p])
+def _flagged(one: Scored, here: np.ndarray) -> np.ndarray:
+    """(records,) 1 where flagged; nan where so few calibrate that none could be."""
+    if 1 / (one.bundle.calibration.fewest + 1) > ALPHA:
+        return np.full(len(here), np.nan)
+    return np.array([float(decide(p, ALPHA) == FLAGGED) for p in one.p_values[here]])
+
+
+def _share(flagged: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
+    """The mean of (records,) and its interval: Clopper and Pearson's of a count where each record
+    is another patient's, else by drawing patients."""
+    if np.isnan(share := float(flagged.mean())):
+        return share, np.nan, np.nan
+    if len(set(patients.tolist())) < len(patients):
+        return _average(flagged, patients)
+    from scipy.stats import beta
+
+    n, k = len(flagged), flagged.sum()
+    low = beta.ppf(0.025, k, n - k + 1) if k else 0.0
+    return share, float(low), float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
 
 
 def _mean_over_seeds(
@@ -299,3 +319,39 @@ def _short(value: object) -> object:
     if isinstance(value, float):
         return "" if np.isnan(value) else f"{value:.4f}"
     return value
+
+
+def write(rows: Sequence[Row], cases: Sequence[Row], path: Path) -> None:
+    """`path`.csv and `path`.parquet, where the rows of methods not among `rows` stay."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table, own = path.with_suffix(".csv"), {row["method"] for row in rows}
+    kept = [line for line in _lines(table) if line[COLUMNS.index("method")] not in own]
+    with whole(table, "w") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *kept, *short(rows)])
+    new = pa.Table.from_pylist(list(cases), schema=_schema())
+    if (scores := path.with_suffix(".parquet")).is_file():
+        old = pq.read_table(scores, schema=_schema())
+        others = old.filter(pa.array([m not in own for m in old["method"].to_pylist()]))
+        new = pa.concat_tables([others, new])
+    with whole(scores) as file:
+        pq.write_table(new, file, compression="zstd")
+
+
+def _lines(path: Path) -> list[list[str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def _schema():  # noqa: ANN202 - pyarrow is not imported before it is needed
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float32()
+    return pa.schema(
+        [(k, text) for k in ("method", "source", "patient", "record_id", "label")]
+        + [("seed", pa.int8()), ("abnormal", pa.bool_()), ("score", number), ("p_value", number)]
+    )

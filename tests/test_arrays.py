@@ -208,6 +208,13 @@ def test_times_that_do_not_tell_samples_apart_or_leave_one_out_are_refused(times
         rate_of(times)
 
 
+def test_what_is_masked_is_no_sample():
+    masked = np.ma.masked_array(UV, mask=[[1, 0, 0, 0], [0, 0, 0, 1]])
+    record = Record.from_array(masked, rate_hz=250, leads=["I", "V1"], unit="uV")
+    np.testing.assert_array_equal(record.valid, ~masked.mask)
+    np.testing.assert_array_equal(record.signal, np.where(masked.mask, 0, UV / 1000).astype("f4"))
+
+
 # .npz
 
 

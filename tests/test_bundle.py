@@ -319,6 +319,28 @@ def test_training_and_calibration_records_are_apart_and_the_card_says_how_many(f
     ).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("given", [np.zeros((12, 1000)), "38.hea"])
+def test_what_is_no_record_is_told_how_to_become_one(model: Bundle, one: Record, given: object):
+    name = type(given).__name__
+    for use in (model.score, lambda x: model.score_many([one, x]), lambda x: train("pca", [x])):
+        with pytest.raises(TypeError, match=f"a Record is needed, not {name}: ecgad.read"):
+            use(given)
+    assert len(model.score_many(iter([one, one]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        (lambda r: replace(r, leads=(*LEADS[:-2], "X", "Y")), "there is no V5 and V6"),
+        (lambda r: replace(r, signal=r.signal[:, :400], valid=r.valid[:, :400]), "4.0 s long"),
+    ],
+)
+def test_records_that_cannot_be_trained_on_say_why(ecg: Ecg, changed: Callable, why: str):
+    records = [changed(record(mv)) for mv in ecg(3, seed=1, t=1000)]
+    with pytest.raises(ValueError, match=rf"0 of 3 records can be judged \(one: .*{why}.*\)"):
+        train("pca", records)
+
+
 def test_too_few_records_to_calibrate_are_refused(ecg: Ecg):
     with pytest.raises(ValueError, match="5 of 5 records can be judged; training needs at least"):
         train("mmae", [record(mv) for mv in ecg(5, seed=1, t=1000)])

@@ -276,7 +276,8 @@ def test_report_also_writes_a_list_of_which_few_are_false(run, archive, model, t
     code, out, _ = run("report", tmp_path, "--list", tmp_path / "l.csv", "--fdr", "0.99")
     assert code == 0
     assert out.splitlines()[1:] == [
-        f"{tmp_path / 'l.csv'}: 4 records, of which at most 99 % are false alarms on average"
+        f"{tmp_path / 'l.csv'}: 4 records; over many archives and calibrations, with a list of "
+        "none counted as free of them, at most 99 % of a list are false alarms on average"
     ]
     assert len((tmp_path / "l.csv").read_text("utf-8").splitlines()) == 5
 

@@ -15,10 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
+from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgad import evaluate as ev
+from ecgad import tabulate as tabulate_rows
 from ecgad.benchmarks import Case, Sets
+from ecgad.calibrate import Calibration
 from ecgad.methods import build, names
 from ecgad.metrics import binomial_band
 from ecgad.parts.normality import FAR
@@ -89,10 +92,13 @@ def test_strange_records_score_higher_than_others_of_their_source(out: Path):
     assert all(float(r["value"]) > 0.9 for r in rows if r["metric"] == "record_auroc")
 
 
-def scored(scores: list[list[float]], p_values: list[float] | None = None) -> list[Scored]:
+def scored(
+    scores: list[list[float]], p_values: list[float] | None = None, calibrated: int = 19
+) -> list[Scored]:
     card = {"method": "m", "config": {}, "data": {"train_records": 1, "fingerprint": "f"},
             "parameters": 1, "macs_record": 1, "train_seconds": 1}  # fmt: skip
-    bundle: Any = SimpleNamespace(card=card, preparation=Preparation())
+    calibration = Calibration({"12 of 12 leads": np.arange(calibrated, dtype=float)})
+    bundle: Any = SimpleNamespace(card=card, preparation=Preparation(), calibration=calibration)
     p = np.full(len(scores[0]), 0.5) if p_values is None else np.array(p_values)
     return [Scored(bundle, np.array(s), p) for s in scores]
 
@@ -118,6 +124,37 @@ def test_the_false_alarm_rate_is_of_normals_alone():
     rows = tabulate("x", "m", scored([[0.0, 1, 2, 3, 4, 5, 6, 7]], p_values), some, "cmd")
     found = {r["metric"]: r["value"] for r in rows}
     assert (found["false_alarm_rate"], found["sensitivity"]) == (0.25, 0.75)
+
+
+def test_shares_have_exact_intervals_and_by_patient_where_records_are_not_of_one_each():
+    some = cases(np.zeros((40, 12, 1), np.float32), "a")
+    p_values = [0.01] * 3 + [0.5] * 37
+    of = {"y": some, "mixed": [replace(c, patient=f"p{i % 2}") for i, c in enumerate(some)]}
+    found = {}
+    for name, those in of.items():
+        (row,) = [r for r in tabulate("x", "m", scored([[0.0] * 40], p_values), those, "cmd")
+                  if r["metric"] == "false_alarm_rate"]  # fmt: skip
+        found[name] = row["value"], row["low"], row["high"]
+    exact = binomtest(3, 40).proportion_ci(method="exact")
+    assert found["y"] == pytest.approx((0.075, exact.low, exact.high))
+    assert found["mixed"] == pytest.approx((0.075, 0.05, 0.1))  # 2 of the one, 1 of the other
+    none = scored([[0.0] * 40], [0.5] * 40)
+    (row,) = [r for r in tabulate("x", "m", none, some, "cmd") if r["metric"] == "false_alarm_rate"]
+    assert (row["value"], row["low"]) == (0, 0)
+    assert row["high"] == pytest.approx(binomtest(0, 40).proportion_ci(method="exact").high)
+
+
+def test_no_share_is_told_where_too_few_calibrate_to_flag_anything():
+    some = cases(np.zeros((4, 12, 1), np.float32), "a")
+    few, enough = (
+        {
+            r["metric"]: r["value"]
+            for r in tabulate("x", "m", scored([[0.0] * 4], None, n), some, "")
+        }
+        for n in (18, 19)
+    )
+    assert np.isnan(few["false_alarm_rate"])
+    assert enough["false_alarm_rate"] == 0
 
 
 def test_random_splits_of_exchangeable_scores_hold_the_false_alarm_rate():
@@ -296,7 +333,7 @@ def test_a_method_run_again_replaces_its_own_rows_and_no_others(tmp_path: Path):
         rows = [dict.fromkeys(COLUMNS, "") | {"method": method, "value": value}]
         case = {"method": method, "seed": 0, "source": "s", "patient": "p", "record_id": "r",
                 "label": "", "abnormal": True, "score": value, "p_value": 0.5}  # fmt: skip
-        ev.write(rows, [case], tmp_path / "board")
+        tabulate_rows.write(rows, [case], tmp_path / "board")
 
     for method, value in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
         write(method, value)
@@ -321,12 +358,12 @@ def test_rows_that_are_there_outlive_a_write_that_fails(tmp_path: Path, monkeypa
 
     def write(method: str) -> None:
         row = dict.fromkeys(COLUMNS, "") | {"method": method}
-        ev.write([row], [case | {"method": method}], tmp_path / "board")
+        tabulate_rows.write([row], [case | {"method": method}], tmp_path / "board")
 
     write("a")
     before = (tmp_path / fails).read_bytes()
-    whole = ev.whole
-    monkeypatch.setattr(ev, "whole", full)
+    whole = tabulate_rows.whole
+    monkeypatch.setattr(tabulate_rows, "whole", full)
     with pytest.raises(OSError, match="the same command carries on"):
         write("b")
     assert (tmp_path / fails).read_bytes() == before
@@ -376,6 +413,18 @@ def test_where_all_records_are_of_one_kind_only_their_shares_are_told():
     one = scored([[0.0, 1, 2, 3]], [0.01, 0.5, 0.01, 0.01])
     found = {r["metric"]: r["value"] for r in tabulate("x", "m", one, some, "cmd")}
     assert found == {"sensitivity": 0.75}
+
+
+def test_what_can_give_no_row_is_refused(ecg: Ecg, tmp_path: Path, monkeypatch):
+    sets = Sets(*(cases(ecg(n, seed=n, t=1000), "a") for n in (20, 8, 20, 4)), card={})
+    bundle = ev.trained("pca", sets, 0, tmp_path / "pca-0", report=lambda line: None)
+    two = [replace(c, stored=replace(c.record, signal=c.record.signal[:2],
+                                     valid=c.record.valid[:2], leads=LEADS[:2]))
+           for c in sets.test]  # fmt: skip
+    with pytest.raises(ValueError, match="none of 4 records can be judged by pca-0, of 12 leads"):
+        ev.score_cases(bundle, replace(sets, test=two))
+    with pytest.raises(ValueError, match="seeds is 0; at least 1"):
+        ev.evaluate("damage", tmp_path, tmp_path, methods=["pca"], seeds=0)
 
 
 def test_a_model_of_another_training_is_not_taken_for_this_one(ecg: Ecg, tmp_path: Path):

@@ -27,7 +27,7 @@ from ecgad.record import (
     Record,
     Result,
 )
-from ecgad.report import html, terminal
+from ecgad.report import LONG, html, p_words, terminal
 from ecgad.report.page import draw_page, look, map_bins, page_html
 
 RATE = 500.0
@@ -557,3 +557,9 @@ def test_counts_in_words_add_up():
     counts = {"in": 9, "scored": 6, "not assessable": 2, "failed": 1, "flagged": 3}
     said = terminal.summary_lines(counts)
     assert said == "9 records in: 6 scored (3 flagged), 2 not assessable, 1 failed"
+
+
+def test_a_long_recording_says_that_its_score_is_a_mean():
+    assert p_words(0.5, 3600).endswith(f"come out this strange; {LONG}")
+    assert p_words(0.5, 60) == p_words(0.5)
+    assert "look at the stretches" in LONG

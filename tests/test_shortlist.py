@@ -44,7 +44,10 @@ def test_the_list_is_the_step_up_rule_over_the_scored_records_strangest_first(ou
     grown = p * 6 / np.arange(1, 7)  # a step is passed where this is at most the rate
     words, rows = listed(out, 0.05)
     assert [row["record_id"] for row in rows] == ["r5", "r1", "r2", "r7"]
-    assert words == "4 records, of which at most 5 % are false alarms on average"
+    assert words == (
+        "4 records; over many archives and calibrations, with a list of none counted as free of "
+        "them, at most 5 % of a list are false alarms on average"
+    )
     expected = [min(grown[i:]) for i in range(4)]
     np.testing.assert_allclose([float(row["q_value"]) for row in rows], expected)
     assert [float(row["score"]) for row in rows] == [5.0, 4.0, 3.0, 2.5]

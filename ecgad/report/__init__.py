@@ -11,6 +11,9 @@ from collections.abc import Mapping
 
 from ecgad.record import FLAGGED, NOT_FLAGGED, Interval
 
+NOWHERE = "no single place"  # where a record is strange, if at all, that has no strange stretch
+LONG_S = 60.0  # records longer than that are not like the ten seconds of most calibrations
+LONG = "the score is a mean over all of it, which hides episodes: look at the stretches"
 DISCLAIMER = "model highlight, not a diagnosis · research aid, not a medical device"
 
 
@@ -34,7 +37,7 @@ def interval_words(lead: str, start_s: float, end_s: float) -> str:
     return f"{'all leads' if lead == 'all' else lead} {start_s:.1f}–{end_s:.1f} s"
 
 
-def p_words(p_value: float | None) -> str:
+def p_words(p_value: float | None, duration_s: float = 0.0) -> str:
     """What a conformal p-value promises, rounded up so that the promise holds.
 
     >>> p_words(1 / 251)
@@ -45,8 +48,13 @@ def p_words(p_value: float | None) -> str:
     in_1000 = math.ceil(round(p_value * 10_000, 6)) / 10
     return (
         f"{p_value:.3g}: at most {in_1000:g} in 1,000 records like those of the calibration "
-        "come out this strange"
+        f"come out this strange{'; ' * (duration_s > LONG_S)}{length_words(duration_s)}"
     )
+
+
+def length_words(duration_s: float) -> str:
+    """What a long recording's score is, "" for a short one."""
+    return LONG if duration_s > LONG_S else ""
 
 
 def parts_words(parts: Mapping[str, float]) -> str:

@@ -25,7 +25,7 @@ from ecgad.calibrate import false_alarm_bound, q_values
 from ecgad.drift import drift, words
 from ecgad.files import whole
 from ecgad.record import FLAGGED, NOT_ASSESSABLE
-from ecgad.report import DISCLAIMER, decision_words, interval_words, number
+from ecgad.report import DISCLAIMER, NOWHERE, decision_words, interval_words, number
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -240,7 +240,7 @@ def _shown(row: dict, out: Path, alpha: float) -> dict[str, Any]:
         "p_value": "–" if row["p_value"] is None else f"{row['p_value']:.3g}",
         "decision": decision_words(row["decision"], alpha),
         "flagged": row["decision"] == FLAGGED,
-        "place": interval_words(place["lead"], place["start_s"], place["end_s"]) if place else "–",
+        "place": interval_words(*list(place.values())[:3]) if place else NOWHERE,
         "strength": f"{place['score']:.1f}×" if place else "",
         "quality": row["quality"],
         "page": Markup(file.read_text(encoding="utf-8")) if file.is_file() else None,

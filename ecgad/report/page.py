@@ -29,7 +29,7 @@ import numpy as np
 
 from ecgad.prepare.signal import derive
 from ecgad.record import FLAGGED, LEADS, LIMB, Interval, Record, Result
-from ecgad.report import DISCLAIMER, decision_words, number, strength, strongest
+from ecgad.report import DISCLAIMER, decision_words, length_words, number, strength, strongest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -351,6 +351,7 @@ def notes(view: View, result: Result) -> list[str]:
     if record.duration_s > PAGE_S + 0.05:
         end_s = view.start_s + PAGE_S
         said.append(f"shown: {view.start_s:.1f}–{end_s:.1f} s of {record.duration_s:.1f} s")
+    said += filter(None, [length_words(record.duration_s)])
     tall = [lead for lead, mv in view.traces.items() if np.nanmax(np.abs(mv), initial=0) > edge]
     if tall:
         said.append(f"too tall, cut off: {', '.join(tall)}")

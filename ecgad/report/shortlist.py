@@ -4,9 +4,11 @@ Alpha is for one record: of the normal ones a share alpha is flagged, so where f
 archive are strange, most of the flagged ones are not. Who reads them as a list wants another
 promise: of those on the list at most a share `fdr` (the false discovery rate) is false. Benjamini
 and Hochberg's rule keeps it, for as long as p-values hold: for records like those of the
-calibration, in the mean over calibrations, and proven where all count among the same calibration
-records (Bates et al. 2023), not for those with lost leads, whose normals are the same without them.
-A record's `q_value` is the smallest `fdr` whose list it is on.
+calibration, in the mean over archives and calibrations, and proven where all count among the same
+calibration records (Bates et al. 2023), not for those with lost leads, whose normals are the same
+without them. In that mean an archive whose list is empty counts as one without false alarms; of
+lists that are not empty a larger share may be false (`tests/bench_lists.py`). A record's `q_value`
+is the smallest `fdr` whose list it is on.
 """
 
 from __future__ import annotations
@@ -44,8 +46,11 @@ def write_list(out: Path, file: Path, fdr: float) -> str:
             here = slice(first, min(first + AT_ONCE, of_list))
             rows = ranking.rows(ranking.views["scored"][here], COLUMNS)
             table.writerows(row | {"q_value": v} for row, v in zip(rows, q[here], strict=True))
-    return f"{of_list} records, of which at most {100 * fdr:g} % are false alarms on average" + (
-        "" if of_list else f": {_why_empty(p, fdr)}"
+    if not of_list:
+        return f"0 records: {_why_empty(p, fdr)}"
+    return (
+        f"{of_list} records; over many archives and calibrations, with a list of none counted as "
+        f"free of them, at most {100 * fdr:g} % of a list are false alarms on average"
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ecgad.record import FLAGGED, Result
 from ecgad.report import (
     DISCLAIMER,
+    NOWHERE,
     decision_words,
     interval_words,
     number,
@@ -164,7 +165,7 @@ def _facts(result: Result) -> Table:
         ("decision", decision),
         ("score", f"{number(result.score)}  (higher is stranger)"),
         ("made of", parts_words(result.parts)),
-        ("p-value", p_words(result.p_value)),
+        ("p-value", p_words(result.p_value, result.record.duration_s)),
         ("quality", "; ".join((grade, *reasons))),
         ("leads", ", ".join(result.record.leads) + _derived(result.leads_derived)),
     ):
@@ -212,7 +213,7 @@ def _table(*columns: str) -> Table:
 
 def _strongest(row: dict[str, Any]) -> str:
     place = max(row["intervals"] or (), key=lambda i: i["score"], default=None)
-    return interval_words(place["lead"], place["start_s"], place["end_s"]) if place else "–"
+    return interval_words(place["lead"], place["start_s"], place["end_s"]) if place else NOWHERE
 
 
 def _p(p_value: float | None) -> str:
