@@ -90,6 +90,23 @@ def scp(place: Path, samples: np.ndarray, starts: list[int], *, interval_us: int
     return place
 
 
+def mfer(place: Path, samples: np.ndarray, *, interval_ms: int) -> Path:
+    """An MFER of I and II in counts of 1 uV (2, time), by its specification."""
+
+    def tag(number: int, *layout: Any) -> bytes:
+        value = struct.pack(*layout)
+        return bytes([number, len(value)]) + value
+
+    head = tag(0x40, "<32s", b"MFR ") + tag(0x01, "<B", 1) + tag(0x0A, "<B", 0)
+    head += tag(0x0B, "<BbH", 1, -3, interval_ms) + tag(0x0C, "<BbH", 0, -6, 1)
+    head += tag(0x05, "<B", 2) + tag(0x04, "<I", 1) + tag(0x06, "<I", samples.shape[1])
+    for channel, lead in enumerate((tag(0x09, "<B", 1), tag(0x09, "<B", 2))):
+        head += bytes([0x3F, channel, len(lead)]) + lead
+    data = samples.T.astype("<i2").tobytes()
+    place.write_bytes(head + struct.pack(">BBI", 0x1E, 0x84, len(data)) + data + b"\x80\0")
+    return place
+
+
 # A lead is what it is called
 
 
@@ -158,12 +175,15 @@ def test_a_philips_pulse_is_cut_only_if_it_is_short(tmp_path: Path) -> None:
     assert record.warnings == ("the last 1.18 s are the same in all leads",)
 
 
-def test_leads_that_end_alike_in_another_format_are_kept_and_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alike_s", [0.4, 60])
+def test_leads_that_end_alike_in_another_format_are_kept_and_told(
+    alike_s: float, tmp_path: Path
+) -> None:
     x = counts(seconds=70)
-    x[:, 5000:] = x[1, 5000:]
+    x[:, -round(500 * alike_s) :] = x[1, -round(500 * alike_s) :]
     record = read(edf(tmp_path / "a.edf", x, records=7))
     assert record.signal.shape == (12, 35000)
-    assert record.warnings == ("the last 60.00 s are the same in all leads",)
+    assert record.warnings == (f"the last {alike_s:.2f} s are the same in all leads",)
 
 
 def test_edf_samples_beyond_the_digital_range_are_not_valid(tmp_path: Path) -> None:
@@ -315,6 +335,13 @@ def test_a_rate_that_is_not_whole_is_kept(tmp_path: Path) -> None:
     assert read(scp(tmp_path / "c.scp", counts(2), [1, 1], interval_us=3906)).rate_hz == (
         pytest.approx(1e6 / 3906)
     )
+
+
+def test_an_mfer_has_its_exact_rate(tmp_path: Path) -> None:
+    x = counts(2)
+    record = read(mfer(tmp_path / "a.mwf", x, interval_ms=3))
+    np.testing.assert_allclose(record.signal, x / 1000, atol=1e-6)
+    assert (record.rate_hz, record.warnings) == (pytest.approx(1000 / 3), ())
 
 
 def test_rates_that_round_to_the_same_are_two(tmp_path: Path) -> None:
