@@ -1,9 +1,10 @@
 """The formats of carts, hospital archives and Holter systems, as `ecgdatakit` reads them.
 
 It gives the channels of a file by name, in mV where the file states a unit. What it leaves to its
-caller is done here: a lead without a unit is refused rather than guessed at, all leads have one
-rate, samples that are missing or were never recorded are not valid, and nothing of the patient is
-kept. Formats whose rate or layout `ecgdatakit` itself guesses (EDAN, XLE) are left out.
+caller is done here and in `clinical_header`: a lead without a unit is refused rather than guessed
+at, all leads have one rate and one clock, samples that are missing or were never recorded are not
+valid, and nothing of the patient is kept. Formats whose rate or layout `ecgdatakit` itself
+guesses (EDAN, XLE) are left out.
 """
 
 from __future__ import annotations
