@@ -124,8 +124,7 @@ def test_a_philips_export_ends_before_its_calibration_pulse() -> None:
     assert record.signal.shape == (12, 5264)  # 11 s in the file, the last 0.47 s a pulse
     i, ii, iii = record.signal[:3]
     assert np.abs(ii - i - iii).max() < 0.0101  # Einthoven's law, to two counts of 5 uV
-    told = ("the last 0.47 s, a calibration pulse, are left out",)
-    assert (record.warnings, ecgad.load().score(record).quality.reasons) == (told, told)
+    assert (record.warnings, ecgad.load().score(record).quality.grade) == ((), "ok")
 
 
 def test_leads_that_end_alike_without_a_pulse_are_kept_whole(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def assess(record: Record, min_leads: int = 1) -> Assessment:
     x = np.ascontiguousarray(record.signal)  # (leads, time) mV
     ok = np.ascontiguousarray(record.valid & np.isfinite(x))
     if not ok.any():
-        return _reject(ok, ["no sample is recorded"])
+        return _reject(ok, ["no sample is recorded", *record.warnings])
     time, second = x.shape[1], min(max(round(record.rate_hz), 1), x.shape[1])
     top, bottom = _extremes(x, ok, second)
     still = _flat(x, ok, top - bottom, second)

@@ -168,7 +168,6 @@ def _end_of_ecg(signal: np.ndarray, rate_hz: float, kind: str, remarks: list[str
         return samples
     alike_s = (samples - end) / rate_hz
     if kind == "sierra_xml" and alike_s <= _PULSE_S:
-        remarks.append(f"the last {alike_s:.2f} s, a calibration pulse, are left out")
         return end
     remarks.append(f"the last {alike_s:.2f} s are the same in all leads")
     return samples
