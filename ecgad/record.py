@@ -64,6 +64,11 @@ def stretches(samples: int, rate_hz: float) -> list[tuple[int, int]]:
     return list(pairwise([0, *cuts, samples]))
 
 
+def utf8(text: str) -> str:
+    """With what UTF-8 cannot hold, as in the name of a file from another system, as \\udcfc."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class ReadError(ValueError):
     """A file that cannot be read: what came, what is wrong, what would do."""
 
@@ -77,7 +82,8 @@ class Record:
     """One recording as it stands in its file: `signal` (leads, time) in mV at `rate_hz`.
 
     `valid` (leads, time) is False where the file holds no sample, `leads` are canonical names in
-    the order of `signal`, `warnings` what the reader noticed. `Record.from_array` makes one.
+    the order of `signal`, `warnings` what the reader noticed; all words can be written as
+    UTF-8. `Record.from_array` makes one.
     Raises `ValueError` when shapes disagree, `valid` is not bool, a lead stands twice, or the rate
     is no number of samples a second from 1 on.
     """
@@ -95,6 +101,9 @@ class Record:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("leads", "derived", "warnings"):
+            if not "".join(words := getattr(self, name)).isascii():
+                object.__setattr__(self, name, tuple(map(utf8, words)))
         if self.signal.shape != (len(self.leads), self.signal.shape[-1]):
             raise ValueError(f"signal {self.signal.shape} does not fit {len(self.leads)} leads")
         if self.valid.shape != self.signal.shape:
@@ -106,7 +115,7 @@ class Record:
         if isinstance(self.rate_hz, str) or not 1 <= self.rate_hz < math.inf:
             raise ValueError(f"rate_hz is {self.rate_hz!r}; 1 sample a second or more is needed")
         object.__setattr__(self, "rate_hz", float(self.rate_hz))  # also where numpy counted it
-        object.__setattr__(self, "record_id", str(self.record_id))
+        object.__setattr__(self, "record_id", utf8(str(self.record_id)))
 
     @classmethod
     def from_array(

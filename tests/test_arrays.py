@@ -11,7 +11,7 @@ from test_clinical import LUDB
 
 import ecgad
 from ecgad.__main__ import main
-from ecgad.read import Stated, find, read
+from ecgad.read import Stated, arrays, find, read
 from ecgad.read.arrays import rate_of
 from ecgad.recalibrate import readable
 from ecgad.record import LEADS, ReadError, Record
@@ -75,6 +75,38 @@ def test_comments_at_the_top_and_excels_utf_16_are_read(tmp_path):
     assert [path.name for path in find(tmp_path)] == ["a.csv", "b.csv"]
     for path in find(tmp_path):
         np.testing.assert_allclose(read(path).signal, [[1e-3, 2e-3]])
+
+
+@pytest.mark.parametrize("last", ["", "\r", "\n", "\r\n"])
+def test_lines_may_end_as_on_old_macs(tmp_path, last):
+    text = "# device: X\rtime (s),I (uV)\r0.0,1\r0.5,2" + last
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    assert find(tmp_path) == [tmp_path / "a.csv"]
+    np.testing.assert_allclose(read(tmp_path / "a.csv").signal, [[1e-3, 2e-3]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["0;987", "2;1,234", "1,000;12,345"], "'1,234' may be a thousand or a fraction; write"),
+        (["0;987", "2;1.234", "4;-12.345.678"], "'1.234' may be a thousand or a fraction; write"),
+        (["0;987", "2;1,234.5", "4;1"], "'1,234.5' has a comma and a point; write numbers without"),
+        (["0;987", "2;1.234,5", "4;1"], "'1.234,5' has a comma and a point"),
+    ],
+)
+def test_thousands_separators_are_refused(tmp_path, rows, words):
+    with pytest.raises(ReadError) as caught:
+        read(csv(tmp_path / "a.csv", "time (ms);I (uV)", *rows))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("sign", [",", "."])
+@pytest.mark.parametrize("values", [(1, 2, 3), (0.125, -2.5, 1.125), (-1.25, 2, 1.125), (1e3, 2, 3),
+                                    (1.1235, 1.125, 3), (1234.125, 1.125, 3)])  # fmt: skip
+def test_fractions_after_either_sign_are_read(tmp_path, sign, values):
+    rows = [f"{2 * i};{v:.8g}".replace(".", sign) for i, v in enumerate(values)]
+    record = read(csv(tmp_path / "a.csv", "time (ms);I (mV)", *rows))
+    np.testing.assert_array_equal(record.signal, np.array([values], np.float32))
 
 
 # What the user states
@@ -215,6 +247,34 @@ def test_what_is_masked_is_no_sample():
     np.testing.assert_array_equal(record.signal, np.where(masked.mask, 0, UV / 1000).astype("f4"))
 
 
+K = np.arange(10000)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        np.where(K < 5000, K / 500, 10 + (K - 5000) / 1000),
+        K / 500 * (1 + K / 10000 * 0.2),
+        np.cumsum(np.where(K % 2, 0.0011, 0.0029)),
+        np.where(K < 5000, K / 500, (K + 0.4) / 500),
+    ],
+    ids=["two rates", "drift", "jitter", "a step"],
+)
+def test_times_that_lie_off_their_line_are_refused(times):
+    with pytest.raises(ReadError, match="not evenly spaced .* state the rate: --rate-hz 500"):
+        rate_of(times)
+    with pytest.raises(ReadError, match="not evenly spaced"):
+        rate_of(times + 1.7e9)
+
+
+def test_times_may_be_rounded_or_cut_off_or_of_a_clock_that_is_a_little_unsteady():
+    assert rate_of(np.floor(K / 360 * 1000) / 1000) == pytest.approx(360, rel=1e-6)
+    assert rate_of(1.7e9 + np.round(K / 360, 3)) == pytest.approx(360, rel=1e-6)
+    assert rate_of((K / 500).astype(np.float32).astype(float)) == 500
+    unsteady = np.random.default_rng(0).uniform(-0.05, 0.05, len(K))
+    assert rate_of((K + unsteady) / 500) == 500
+
+
 # .npz
 
 
@@ -242,11 +302,12 @@ FULL = {"signal": UV, "rate_hz": 250, "leads": ["I", "V1"], "unit": "uV"}
         ({"signal": UV[0]}, "signal is (4,), of 2 leads; (leads, time) is needed"),
         ({"signal": UV[None]}, "signal is (1, 2, 4), of 2 leads"),
         ({"unit": "counts"}, "unit is 'counts'; mV, uV, nV or V is needed"),
-        ({"rate_hz": [250, 500]}, "size 1"),
+        ({"rate_hz": [250, 500]}, "rate_hz holds 2 values; one for all leads is needed: np.savez"),
+        ({"unit": ["uV", "uV"]}, "unit holds 2 values; one for all leads is needed"),
         ({"rate_hz": -1}, "rate_hz is -1"),
         ({"signal": np.array([["a", "b"], ["c", "d"]])}, "signal is of <U1; real numbers"),
         ({"signal": UV * 1j}, "signal is of complex128; real numbers are needed"),
-        ({"signal": np.array([[None]])}, "allow_pickle=False"),
+        ({"signal": np.array([[None]])}, "signal.npy holds Python objects; np.savez"),
     ],
 )
 def test_what_an_npz_does_not_say_is_refused(tmp_path, changed, words):
@@ -274,6 +335,26 @@ def test_an_array_that_says_it_is_larger_than_its_file_is_refused(tmp_path, vers
             new.writestr(name, header.getvalue() + data if name == "signal.npy" else data)
     (tmp_path / "a.npz").write_bytes(made.getvalue())
     with pytest.raises(ReadError, match=r"signal.npy says it is \(12, 1000000000000\)"):
+        read(tmp_path / "a.npz")
+
+
+def test_what_stands_beside_the_four_arrays_does_no_harm(tmp_path):
+    place = tmp_path / "a.npz"
+    np.savez(place, meta=np.array([{"device": "X"}]), **FULL)
+    with zipfile.ZipFile(place, "a") as file:
+        file.writestr("beats.npy", b"\x93NUMPY\x01")
+    np.testing.assert_array_equal(read(place).signal, (UV * 1e-3).astype(np.float32))
+
+
+def test_an_array_that_unpacks_to_more_than_a_recording_has_is_the_files_fault(
+    tmp_path, monkeypatch
+):
+    assert 86400 * 1000 * 12 * 8 < arrays._MOST < 2 * 86400 * 1000 * 12 * 8
+    signal = np.zeros((2, 10**6))
+    np.savez_compressed(tmp_path / "a.npz", **(FULL | {"signal": signal}))
+    assert read(tmp_path / "a.npz").signal.shape == signal.shape
+    monkeypatch.setattr(arrays, "_MOST", signal.nbytes)  # and its header
+    with pytest.raises(ReadError, match=r"signal.npy unpacks to 0 GB, .*; save it in pieces"):
         read(tmp_path / "a.npz")
 
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ecgad import record as record_module
 from ecgad.read import find, read, read_annotations, read_hours
 from ecgad.read import wfdb as reader
 from ecgad.record import LEADS, ReadError, Record
@@ -173,6 +174,124 @@ def test_too_little_memory_is_the_machines_trouble_by_whichever_way(
         assert caught.value.errno == errno.ENOMEM
 
 
+@pytest.mark.parametrize("told", ["", " 40"])
+def test_a_segment_gives_the_samples_listed_and_no_gap_is_filled(tmp_path: Path, told: str) -> None:
+    counts = noise(2, 40 if told else 50)
+    place = write(tmp_path, np.pad(counts, ((0, 0), (0, 50 - counts.shape[1]))), name="m_1")
+    place.write_text(place.read_text().replace("500 50", f"500{told}"))
+    (tmp_path / "m.hea").write_text("m/3 2 500 130\nm_1 40\n~ 50\nm_1 40\n")
+    record = read(tmp_path / "m.hea")
+    np.testing.assert_array_equal(record.valid[0], [True] * 40 + [False] * 50 + [True] * 40)
+    np.testing.assert_array_equal(record.signal[:, :40], (counts[:, :40] / 1000).astype(np.float32))
+    assert record.warnings == ("the file holds 10 samples more than the 40 of its header",)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("m/2 2 360 60\nm_1 30\nm_1 30\n", "m_1 has 500 Hz in its own header, 360 Hz in the rec"),
+        ("m/1 2 1000 30\nm_1 30\n", "m_1 has 500 Hz in its own header, 1000 Hz in the record's"),
+        ("m/1 2 500 30\n~ 30\n", "its segments are all gaps"),
+    ],
+)
+def test_segments_that_disagree_with_their_record_are_refused(
+    tmp_path: Path, header: str, reason: str
+) -> None:
+    write(tmp_path, noise(2, 30), name="m_1")
+    (tmp_path / "m.hea").write_text(header)
+    with pytest.raises(ReadError, match=reason):
+        read(tmp_path / "m.hea")
+
+
+def test_segments_that_are_not_as_long_as_their_record_says_are_told_of(tmp_path: Path) -> None:
+    write(tmp_path, noise(2, 30), name="m_1")
+    (tmp_path / "m.hea").write_text("m/2 2 500 99\nm_1 30\n~ 10\n")
+    record = read(tmp_path / "m.hea")
+    assert record.signal.shape == (2, 40)
+    assert record.warnings == ("its segments have 40 samples, its header says 99",)
+
+
+def test_a_channel_that_is_left_out_does_not_slow_the_others(tmp_path: Path) -> None:
+    frames = noise(5, 40).T  # two samples of I, two of V1, one of RESP
+    (tmp_path / "r.dat").write_bytes(frames.astype("<i2").tobytes())
+    lines = [f"r.dat 16x2 1000/mV 16 0 0 0 0 {lead}" for lead in ("I", "V1")]
+    lines += ["r.dat 16 1000/NU 16 0 0 0 0 RESP"]
+    (tmp_path / "r.hea").write_text("\n".join(["r 3 250 40", *lines]))
+    record = read(tmp_path / "r.hea")
+    expected = np.stack([frames[:, :2].ravel(), frames[:, 2:4].ravel()]) / 1000
+    np.testing.assert_array_equal(record.signal, expected.astype(np.float32))
+    assert (record.rate_hz, record.resampled_from, record.leads) == (500, None, ("I", "V1"))
+    assert len(record.warnings) == 1
+    assert "RESP is in 'NU'" in record.warnings[0]
+
+
+def test_rates_of_which_none_is_a_multiple_of_the_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.dat").write_bytes(noise(5, 40).T.astype("<i2").tobytes())
+    lines = ["r.dat 16x2 1000/mV 16 0 0 0 0 I", "r.dat 16x3 1000/mV 16 0 0 0 0 V1"]
+    (tmp_path / "r.hea").write_text("\n".join(["r 2 250 40", *lines]))
+    with pytest.raises(ReadError, match=r"have \[2, 3\] samples a frame; .* whole multiple"):
+        read(tmp_path / "r.hea")
+
+
+def flac(folder: Path, counts: np.ndarray, line: str, *, fmt: str = "516") -> Path:
+    """A FLAC record of counts (leads, time) with the record line `line`; its own rate is 96 kHz."""
+    reader.library(
+        "wrsamp",
+        "r",
+        fs=500,
+        units=["mV"] * len(counts),
+        sig_name=list(LEADS[: len(counts)]),
+        d_signal=counts.T,
+        fmt=[fmt] * len(counts),
+        adc_gain=[1000] * len(counts),
+        baseline=[0] * len(counts),
+        write_dir=str(folder),
+    )
+    _, *lines = (folder / "r.hea").read_text().splitlines()
+    lines = [re.sub(r"16 0 \S+ \S+ 0", "16 0 0 0 0", text) for text in lines]  # no checksum
+    (folder / "r.hea").write_text("\n".join([line, *lines]) + "\n")
+    return folder / "r.hea"
+
+
+@pytest.mark.parametrize(
+    ("line", "samples", "warnings"),
+    [
+        ("r 2 500 300", 300, ()),
+        ("r 2 500", 300, ()),
+        ("r 2 500 200", 200, ("the file holds 100 samples more than the 200 of its header",)),
+        ("r 2 500 400", 300, ("truncated: 100 of 400 samples are missing",)),
+    ],
+)
+def test_a_flac_file_says_itself_how_many_samples_it_holds(
+    tmp_path: Path, line: str, samples: int, warnings: tuple[str, ...]
+) -> None:
+    counts = noise(2, 300)
+    record = read(flac(tmp_path, counts, line))
+    expected = (counts[:, :samples] / 1000).astype(np.float32)
+    np.testing.assert_array_equal(record.signal, expected)
+    assert record.warnings == warnings
+
+
+def test_a_flac_file_of_unknown_length_is_read_by_its_header_or_not_at_all(tmp_path: Path) -> None:
+    place = flac(tmp_path, noise(1, 300), "r 1 500 200")
+    stream = bytearray(place.with_suffix(".dat").read_bytes())
+    stream[21] &= 0xF0
+    stream[22:26] = bytes(4)
+    place.with_suffix(".dat").write_bytes(stream)
+    assert read(place).signal.shape == (1, 200)
+    place.write_text(place.read_text().replace("500 200", "500"))
+    with pytest.raises(ReadError, match=r"r.dat does not say how many samples it has; its header"):
+        read(place)
+
+
+def test_lines_of_files_that_take_turns_are_refused(tmp_path: Path) -> None:
+    place = write(tmp_path, noise(3, 10))
+    (tmp_path / "s.dat").write_bytes((tmp_path / "r.dat").read_bytes())
+    place.write_text(place.read_text().replace("r.dat 16 1000(0)/mV 16 0 0 0 0 II\n", "s.dat 16\n"))
+    with pytest.raises(ReadError, match="lines of one signal file must follow each other"):
+        read(place)
+
+
 def test_a_faster_channel_is_averaged_down_and_the_record_says_so(tmp_path: Path) -> None:
     frames = noise(3, 40).T  # one sample of I, two of V1
     (tmp_path / "r.dat").write_bytes(frames.astype("<i2").tobytes())
@@ -316,6 +435,20 @@ def test_a_wrong_checksum_is_a_warning_that_names_the_lead() -> None:
     assert read(DAMAGED / "checksum_wrong.hea").warnings[0].startswith("checksum of I:")
 
 
+def test_a_checksum_counts_where_the_header_states_no_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = noise(1, 3000)
+    right = int(counts.sum()) % 65536
+    monkeypatch.setattr(record_module, "HOUR_S", 2.0)
+    for checksum, warned in ((right, 0), (right - 1, 1)):
+        place = write(tmp_path, counts, line=f"16 1000(0)/mV 16 0 0 {checksum} 0")
+        place.write_text(place.read_text().replace("500 3000", "500"))
+        assert len(read(place).warnings) == warned
+        pieces = list(read_hours(place))
+        assert [len(piece.warnings) for piece in pieces] == [warned] * 3
+
+
 # Headers as they come
 
 
@@ -416,7 +549,11 @@ def test_what_cannot_be_read_says_why_and_names_the_file(name: str, reason: str)
         ("16 0 0 0 0", "16 zero 0 0 0", "a word where a number is expected"),
         ("16 1000", "16+9999 1000", "no sample inside"),
         ("16 1000", "16:99 1000", "skewed by more than the 10 samples"),
-        ("r.dat 16", "r.dat 508", "wfdb cannot read r.dat"),
+        ("r.dat 16", "r.dat 508", "r.dat is no FLAC file, which formats 508, 516 and 524 are"),
+        ("r 2 500 10", "r 2 500 1,000", "line 1 .* has '1,000' for its samples; digits alone"),
+        ("r 2 500 10", "r 2 500 10.0", "has '10.0' for its samples"),
+        ("r 2 500 10", "r 2 500 +10", r"has '\+10' for its samples"),
+        ("r 2 500 10", "r 2 500 10/5", "has '10/5' for its samples"),
     ],
 )
 def test_a_nonsense_header_is_refused_with_its_reason(

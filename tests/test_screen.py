@@ -22,11 +22,13 @@ import numpy as np
 import pytest
 from archive import tiny_model, write_archive, write_record
 from bench_kills import killed_at
+from test_clinical import muse
 
 from ecgad import ReadError, load, read
 from ecgad.bundle import Bundle
 from ecgad.card import write_card
 from ecgad.read import find
+from ecgad.record import LEADS
 from ecgad.report.html import manifest_head
 from ecgad.screen import NothingToScore, folder, schema, screen, take_shard
 from ecgad.screen.progress import Progress
@@ -626,6 +628,31 @@ def test_a_name_that_is_no_utf8_and_one_that_ends_a_line_are_rows(ecg, model, tm
     assert b"\r" not in b"".join(lines)
     again = screen(archive, out, model=model, workers=1, quiet=True)
     assert again.equals(table)
+
+
+def test_words_that_are_no_utf8_do_not_end_a_screening(ecg, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(SCREEN, "TOP", 3)
+    archive, out = tmp_path / "in", tmp_path / "out"
+    archive.mkdir()
+    x, y = ecg(2, seed=3, t=1200)
+    np.savez(archive / "a.npz", signal=x, rate_hz=100, unit="mV", leads=[*LEADS[:11], "V6\ud800"])
+    np.savez(
+        archive / "b.npz", signal=x[:6], rate_hz=100, unit="mV", leads=["Z\ud800", *LEADS[1:6]]
+    )
+    muse(archive / "c.xml", {lead: np.repeat(v, 5) for lead, v in zip(LEADS, y, strict=True)})
+    text = (archive / "c.xml").read_text().replace("<LeadDataCRC32>7</LeadDataCRC32>", "")
+    crc = "<LeadSampleSize>2</LeadSampleSize><LeadDataCRC32>7</LeadDataCRC32>"
+    (archive / "c.xml").write_text(text.replace("<LeadSampleSize>2</LeadSampleSize>", crc))
+    (archive / "c.xml").rename(os.fsdecode(os.fsencode(archive) + b"/M\xfcller.xml"))
+    table = screen(archive, out, model=model, workers=1, quiet=True)
+    rows = {row["record_id"]: row for row in table.to_pylist()}
+    assert set(rows) == {"a", "b", "M\\udcfcller"}
+    assert [row["error"] for row in rows.values()] == [None] * 3
+    assert "V6\\ud800" in rows["a"]["leads_present"]
+    assert any("M\\udcfcller.xml" in words for words in rows["M\\udcfcller"]["quality_reasons"])
+    assert b"V6\\\\ud800" in (out / "results.csv").read_bytes()
+    assert len(list((out / "pages").iterdir())) >= 1
+    json.dumps(table.to_pylist(), ensure_ascii=False).encode()
 
 
 def test_what_is_no_file_keeps_nobody_waiting(model, tmp_path, ecg):

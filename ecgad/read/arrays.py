@@ -2,8 +2,8 @@
 
 CSV   a line of column names: a time, in s or ms, and the leads, each with its unit: "time (s)",
       "I (mV)" or "V1_uV". The units may stand in a line of their own, as PhysioNet's `rdsamp -c -H
-      -v -ps` writes them. Commas, tabs, or semicolons (decimals may then be 0,5). Lines that
-      begin with # may stand before it.
+      -v -ps` writes them. Commas, tabs, or semicolons (decimals may then be 0,5). No thousands
+      separators. Lines that begin with # may stand before it.
 NPZ   np.savez(file, signal=..., rate_hz=500, leads=["I", ...], unit="mV"), signal (leads, time)
 
 Who knows the unit or the rate of files that say neither can say so: `Stated`.
@@ -29,10 +29,15 @@ from ecgad.record import LEADS, MV, NotMine, ReadError, Record, canonical
 FORMATS = "CSV, NumPy's .npz"
 ENDINGS = (".csv", ".npz")
 _SAVE = "np.savez(file, signal=..., rate_hz=500, leads=['I', ...], unit='mV')"
+_KEYS = ("signal", "rate_hz", "leads", "unit")
+_MOST = 10 * 10**9  # bytes of an array: a day of 12 leads at 1 kHz in float64 takes 8.3 of them
 _NAME = re.compile(r"(.*?)(?:\s*[(\[]([^)\]]+)[)\]]|_([^\W\d]+))")  # and unit: I (mV), I_mV
 _TIMES = ("time", "t", "elapsed time")
 _SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3}
 _NOTHING = ["", "-", "nan", "NaN", "NA", "null"]  # samples that are missing
+_DECIMALS = rb"(?<![\d.,])0+[_]\d|[_](\d{1,2}|\d{4,})(?![\d.,])|\d{4}[_]\d"  # as no thousands are
+_BOTH_SIGNS = rb"\d{1,9},\d{0,9}[.]\d{1,9}|\d{1,9}[.]\d{0,9},\d{1,9}"
+_ONE_SIGN = "write numbers without thousands separators, with a point before decimals: 1234.5"
 _START = 2**14  # bytes, in which the names and units of a table stand
 
 
@@ -118,31 +123,45 @@ def _archive(source: bytes, named: dict[str, str], stated: Stated) -> Record:
     try:
         _check_sizes(source)
         with np.load(io.BytesIO(source), allow_pickle=False) as file:
-            there = _known(stated) | {key: file[key] for key in file.files}
+            there = _known(stated) | {key: file[key] for key in _KEYS if key in file.files}
     except MemoryError:
         raise
     except Exception as error:  # numpy's, zipfile's, zlib's: of many kinds
         raise ReadError(f"not readable as .npz: {error}") from error
-    if missing := [k for k in ("signal", "rate_hz", "leads", "unit") if k not in there]:
+    if missing := [k for k in _KEYS if k not in there]:
         raise ReadError(f"it holds no {', '.join(missing)}; {_SAVE} does{_or_stated(missing)}")
     return Record.from_array(
-        there["signal"], rate_hz=float(np.asarray(there["rate_hz"]).item()),
-        unit=_word(np.asarray(there["unit"]).item()),
+        there["signal"], rate_hz=float(_one(there, "rate_hz")), unit=_word(_one(there, "unit")),
         leads=[_word(lead) for lead in there["leads"].ravel()], format="NumPy", **named,
     )  # fmt: skip
 
 
 def _check_sizes(source: bytes) -> None:
-    """Raises `ValueError` for an array that says it is larger than what is stored of it."""
+    """Raises `ValueError` for an array that says it is larger than what is stored of it, for one
+    that no recording fills, and for Python objects."""
     with zipfile.ZipFile(io.BytesIO(source)) as archive:
         for stored in archive.infolist():
+            if stored.filename.removesuffix(".npy") not in _KEYS:
+                continue
+            if stored.file_size > _MOST:
+                size = f"{stored.file_size / 1e9:.0f} GB, more than {_MOST / 1e9:.0f}"
+                raise ValueError(f"{stored.filename} unpacks to {size}; save it in pieces")
             with archive.open(stored) as file:
                 of = np.lib.format
                 first = of.read_magic(file) == (1, 0)
                 header = of.read_array_header_1_0 if first else of.read_array_header_2_0
                 shape, _, dtype = header(file)
+            if dtype.hasobject:
+                raise ValueError(f"{stored.filename} holds Python objects; {_SAVE} does not")
             if math.prod(shape) * dtype.itemsize > stored.file_size:
                 raise ValueError(f"{stored.filename} says it is {shape}, which it is too short for")
+
+
+def _one(there: dict[str, Any], key: str) -> Any:
+    value = np.asarray(there[key])
+    if value.size != 1:
+        raise ReadError(f"{key} holds {value.size} values; one for all leads is needed: {_SAVE}")
+    return value.item()
 
 
 def _word(value: Any) -> str:
@@ -231,10 +250,13 @@ def _named(name: str) -> Column:
 
 
 def _plain(source: bytes) -> bytes:
-    """Without the UTF-16 of Excel's "Unicode text", and without lines of comments at the top."""
+    """Without the UTF-16 of Excel's "Unicode text", without the line ends of old Macs, and without
+    lines of comments at the top."""
     if source.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         source = source.decode("utf-16", errors="replace").encode()
     source = source.removeprefix(codecs.BOM_UTF8)
+    if b"\r" in source:
+        source = re.sub(rb"\r(?!\n)", b"\n", source)
     while source.startswith(b"#"):
         source = source.partition(b"\n")[2]
     return source
@@ -252,7 +274,7 @@ def _values(source: bytes, head: Head, wanted: list[int]) -> list[np.ndarray]:
     from pyarrow import ArrowInvalid, csv, float64
 
     names = [str(i) for i in range(len(head.columns))]
-    comma = head.delimiter == ";" and _has_decimal_comma(source)
+    point = _decimal_point(source) if head.delimiter == ";" else "."
     try:
         table = csv.read_csv(
             io.BytesIO(source),
@@ -260,7 +282,7 @@ def _values(source: bytes, head: Head, wanted: list[int]) -> list[np.ndarray]:
             csv.ParseOptions(delimiter=head.delimiter),
             csv.ConvertOptions(
                 column_types=dict.fromkeys(names, float64()), null_values=_NOTHING,
-                decimal_point="," if comma else ".", include_columns=[names[i] for i in wanted],
+                decimal_point=point, include_columns=[names[i] for i in wanted],
             ),
         )  # fmt: skip
     except ArrowInvalid as error:
@@ -268,8 +290,15 @@ def _values(source: bytes, head: Head, wanted: list[int]) -> list[np.ndarray]:
     return [column.to_numpy() for column in table.columns]
 
 
-def _has_decimal_comma(source: bytes) -> bool:
-    return re.search(rb"\d,\d", source) is not None
+def _decimal_point(source: bytes) -> str:
+    """Of a table with semicolons: the comma, if there is one, and there are no thousands."""
+    sign = b"," if re.search(rb"\d,\d", source) else b"."
+    if sign == b"," and (both := re.search(_BOTH_SIGNS, source)):
+        raise ReadError(f"{both[0].decode()!r} has a comma and a point; {_ONE_SIGN}")
+    grouped = re.search(rb"\d{1,9}[%b]\d{1,9}" % sign, source)
+    if grouped and not re.search(_DECIMALS.replace(b"_", sign), source):
+        raise ReadError(f"{grouped[0].decode()!r} may be a thousand or a fraction; {_ONE_SIGN}")
+    return sign.decode()
 
 
 def rate_of(times: np.ndarray) -> float:
@@ -283,14 +312,24 @@ def rate_of(times: np.ndarray) -> float:
     slope = steps @ (times - times.mean()) / (steps @ steps)  # least squares
     if slope <= 0:
         raise ReadError("its times do not grow")
-    off = np.abs(np.diff(times) - slope)
-    if off.max() > slope / 2:
+    unsteady = max(slope / 10, _last_decimal(times))  # of a clock, or by rounding
+    line = np.abs(times - times.mean() - steps * slope)
+    off = np.maximum(np.abs(np.diff(times) - slope), line[1:])
+    if off.max() > slope / 2 or line.max() > unsteady:
         raise ReadError(
             f"its times are not evenly spaced (after {times[off.argmax()]:g} s), or have too few "
-            f"decimals: there is a sample every {slope:.6g} s on average"
+            f"decimals: there is a sample every {slope:.6g} s on average; resample it, or leave "
+            "its times out and state the rate: --rate-hz 500"
         )
     whole = round(1 / slope)
     rounding = np.ptp(times - steps * slope)
     if whole and np.ptp(times - steps / whole) <= 1.1 * rounding + 1e-9:
         return float(whole)
     return float(f"{1 / slope:.9g}")
+
+
+def _last_decimal(times: np.ndarray) -> float:
+    """What the times may be rounded to: 0.001 for 0.004 and 0.01; 0 where they are not rounded."""
+    exact = 4 * np.spacing(np.abs(times).max())
+    places = (d for d in range(7) if np.abs(np.round(times, d) - times).max() <= exact)
+    return next((10.0**-d for d in places), 0.0)

@@ -21,7 +21,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def _read_signals(header: Header, source: bytes, place: Path, path: Path) -> Rec
     files = {name: _bytes_of(place.parent / name) for name in {c.file: 0 for c in header.channels}}
     frames, remarks = _frames(header, files)
     counts = (_plain if _is_plain(header) else _other)(header, files, frames)
-    if frames == header.frames:
+    if header.frames in (None, frames):
         remarks += _checksums(header.channels, counts)
     sha256 = hashlib.sha256(source)
     for data in files.values():
@@ -106,7 +106,7 @@ def _plain_hours(header: Header, source: bytes, place: Path, path: Path) -> Iter
         return
     frames, remarks = _frames(header, {first.file: range(size)})  # only its length counts
     sha256, sums = _summed(file, source, first.offset, n, frames)
-    if frames == header.frames:
+    if header.frames in (None, frames):
         remarks += _checksums(header.channels, sums)
     for begin, end in stretches(frames, header.rate_hz):
         counts = np.fromfile(file, "<i2", n * (end - begin), offset=first.offset + 2 * n * begin)
@@ -134,14 +134,20 @@ def _read_segments(header: Header, source: bytes, place: Path, path: Path) -> Re
     start, parts = 0, []
     for name, frames in header.segments:
         if name != "~" and frames:  # "~" is a gap; a layout of 0 frames only lists the leads
-            parts.append((start, _read_segment(place.with_name(f"{name}.hea"), frames)))
+            segment = place.with_name(f"{name}.hea")
+            parts.append((start, _read_segment(segment, frames, header.rate_hz)))
         start += frames
+    if not parts:
+        raise ReadError("its segments are all gaps; one with samples is needed")
     if start > YEAR_S * header.rate_hz:
         raise ReadError(f"its segments and gaps have {start} samples together, more than a year's")
     rates = {part.rate_hz for _, part in parts}
     if len(rates) != 1:
         raise ReadError(f"its segments have the rates {sorted(rates)} Hz; one is needed")
     rate_hz = rates.pop()
+    remarks = [w for _, part in parts for w in part.warnings]
+    if header.frames not in (None, start):
+        remarks.append(f"its segments have {start} samples, its header says {header.frames}")
     hashes = [part.source_sha256 for _, part in parts]
     leads = tuple({lead: 0 for _, part in parts for lead in part.leads})
     each = round(rate_hz / header.rate_hz)  # samples a frame
@@ -159,27 +165,34 @@ def _read_segments(header: Header, source: bytes, place: Path, path: Path) -> Re
         record_id=header.name,
         path=str(path),
         source_sha256=hashlib.sha256(source + "".join(hashes).encode()).hexdigest(),
-        warnings=tuple({w: 0 for _, part in parts for w in part.warnings}),
+        warnings=tuple(dict.fromkeys(remarks)),
     )
 
 
-def _read_segment(place: Path, frames: int) -> Record:
+def _read_segment(place: Path, frames: int, rate_hz: float) -> Record:
     source = _bytes_of(place)
     header = parse_header(source)
     if header.segments or header.frames not in (None, frames):
         raise ReadError(f"its segment {header.name} is not the plain {frames} samples it says")
-    return _read_signals(header, source, place, place)
+    if not math.isclose(header.rate_hz, rate_hz, rel_tol=1e-4):
+        rates = f"{header.rate_hz:g} Hz in its own header, {rate_hz:g} Hz in the record's"
+        raise ReadError(f"its segment {header.name} has {rates}; correct the one that is wrong")
+    return _read_signals(replace(header, frames=frames), source, place, place)
 
 
 @np.errstate(all="ignore")  # a gain near 0 makes infinities, which are not valid
 def _record(header: Header, counts: Counts, path: Path, remarks: list[str], sha256: str) -> Record:
     """Counts of each channel, (frames * per_frame,), to mV."""
     kept, more = _calibrated(header.channels)
-    each = [c.per_frame for c in header.channels]
+    each = [c.per_frame for c in kept.values()]
+    if max(each) % min(each):
+        what = "the most must be a whole multiple of the fewest"
+        raise ReadError(f"its voltages have {sorted(set(each))} samples a frame; {what}")
     rate_hz, fast_hz = header.rate_hz * min(each), header.rate_hz * max(each)
     if fast_hz > rate_hz:
         more.append(f"channels of {fast_hz:g} Hz were averaged down to {rate_hz:g} Hz")
-    signal = np.empty((len(kept), min(map(len, counts))), np.float32)
+    slowest = list(kept)[each.index(min(each))]
+    signal = np.empty((len(kept), len(counts[slowest])), np.float32)
     valid = np.ones(signal.shape, bool)
     if not _all_to_mv(counts, kept, signal):
         for row, (i, channel) in enumerate(kept.items()):
@@ -250,22 +263,30 @@ def _frames(header: Header, files: Mapping[str, Sized]) -> tuple[int, list[str]]
     stated = header.frames
     if there < 1:
         raise ReadError(f"{' and '.join(files)}: no sample inside; the header says {stated or '?'}")
-    if there == math.inf:  # FLAC: only decoding tells
-        return stated or 0, []
     if stated is None or there == stated:
-        return int(there), []
+        return there, []
     if there < stated:
-        return int(there), [f"truncated: {stated - there} of {stated} samples are missing"]
+        return there, [f"truncated: {stated - there} of {stated} samples are missing"]
     return stated, [f"the file holds {there - stated} samples more than the {stated} of its header"]
 
 
-def _frames_in(header: Header, name: str, data: Sized) -> float:
+def _frames_in(header: Header, name: str, data: Sized) -> int:
     channels = [c for c in header.channels if c.file == name]
-    size = BYTES.get(channels[0].format)
-    if size is None:
-        return math.inf if data else 0
-    samples = math.floor((len(data) - channels[0].offset) / size + 1e-9)
+    first, size = channels[0], BYTES.get(channels[0].format)
+    if size is None and data:
+        return _flac_frames(first, data, header.frames)
+    samples = math.floor((len(data) - first.offset) / (size or 1) + 1e-9)
     return samples // sum(c.per_frame for c in channels)
+
+
+def _flac_frames(channel: Channel, data: Sized, stated: int | None) -> int:
+    """As the stream says at its start, else as `stated`; its rate is any, in WFDB."""
+    if not isinstance(data, bytes) or data[:4] != b"fLaC":
+        raise ReadError(f"{channel.file} is no FLAC file, which formats 508, 516 and 524 are")
+    samples = int.from_bytes(data[21:26], "big") % 2**36
+    if not (samples or stated):
+        raise ReadError(f"{channel.file} does not say how many samples it has; its header must")
+    return samples // channel.per_frame if samples else stated or 0
 
 
 def _is_plain(header: Header) -> bool:
@@ -284,6 +305,8 @@ def _other(header: Header, files: dict[str, bytes], frames: int) -> Counts:
     """Counts of each channel from `wfdb`, which gets a copy with a header it cannot refuse."""
     if 0 < frames <= max(c.skew for c in header.channels):
         raise ReadError(f"a channel is skewed by more than the {frames} samples there are")
+    if len(list(groupby(c.file for c in header.channels))) > len(files):
+        raise ReadError("its header's lines of one signal file must follow each other; sort them")
     names = {name: f"f{i}.dat" for i, name in enumerate(files)}
     lines = [f"r {len(header.channels)} 1 {frames or ''}"]
     lines += [

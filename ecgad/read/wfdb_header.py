@@ -22,6 +22,7 @@ _FORMATS = {*BYTES, "508", "516", "524"}  # the last three are FLAC
 _SIGNAL = re.compile(r"(\S+)\s+(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?(?:\s+(.*))?$")
 _GAIN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\(([-+]?\d+)\))?(?:/(\S+))?$")
 _LINE = "a record line (name, signals, rate, samples: 100 12 500 5000)"
+_WHEN = re.compile(r"\d+:\d+|\d+[-/]\w+[-/]\d+")  # how a time or a date begins
 _RATE = re.compile(r"(\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\d.,])")  # 500,5 is none
 
 
@@ -96,7 +97,10 @@ def _record_line(number: int, line: str) -> tuple[str, int, int, float, int | No
     rate = _RATE.match(words[2]) if len(words) > 2 else None
     if rate is None or not 1 <= float(rate[0]) < math.inf:
         raise _fault(number, line, "states no sampling rate; it is the third word, 1 Hz or more")
-    frames = int(words[3]) if len(words) > 3 and words[3].isdecimal() else 0
+    stated = words[3] if len(words) > 3 else "0"
+    if not stated.isdecimal() and not _WHEN.match(stated):
+        raise _fault(number, line, f"has {stated!r} for its samples; digits alone, as 15000, do")
+    frames = int(stated) if stated.isdecimal() else 0
     return name, int(segments or 0), int(words[1]), float(rate[0]), frames or None
 
 

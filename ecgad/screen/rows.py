@@ -11,7 +11,7 @@ import numpy as np
 
 from ecgad import __version__
 from ecgad.bundle import Bundle
-from ecgad.record import FLAGGED, NOT_ASSESSABLE, Result
+from ecgad.record import FLAGGED, NOT_ASSESSABLE, Result, utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +45,7 @@ def schema() -> pa.Schema:
 def result_row(result: Result, path: str) -> Row:
     record = result.record
     return {
-        "record_id": utf8(record.record_id),
+        "record_id": record.record_id,
         "path": utf8(path),
         "source_sha256": record.source_sha256,
         "format": record.format,
@@ -87,11 +87,6 @@ def failed_row(path: str, error: str, bundle: Bundle) -> Row:
         "ecgad_version": __version__,
         "error": utf8(" ".join(error.split())),
     }
-
-
-def utf8(text: str) -> str:
-    """With what UTF-8 cannot hold, as in the name of a file from another system, as \\udcfc."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def counts(table: pa.Table) -> dict[str, int]:
