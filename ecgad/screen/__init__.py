@@ -132,9 +132,12 @@ def screen(
         before = manifest["ended"]
         _score_parts(out, manifest, home, runner, quiet)
         table = folder.finish(out, manifest, bundle.card)
-        top = folder.rows(out, manifest, strangest(table, max(TOP, LISTED)))
+        first = strangest(table, max(TOP, LISTED))
+        top = folder.rows(out, manifest, first)
+        paths = [manifest["inputs"][number]["path"] for number in first[:TOP]]  # no UTF-8, perhaps
+        drawn = [row | {"path": path} for row, path in zip(top, paths, strict=False)]
         score = partial(score_file, alpha=alpha, stated=stated)
-        _draw(out, top[:TOP], home, score, workers or _cores(), quiet)
+        _draw(out, drawn, home, score, workers or _cores(), quiet)
     if not quiet:
         _tell(manifest, before)
     return pa.Table.from_pylist(top, schema=schema()) if only_top else folder.read_table(out)
