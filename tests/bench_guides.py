@@ -1,4 +1,4 @@
-"""What MMAE's parts were chosen by; none of it is what the tables report on.
+"""What MMAE's parts were chosen by; of what the tables report on it holds the normals alone.
 
     python tests/bench_guides.py LEADERBOARD ROOT     reads MMAE's bundles in LEADERBOARD
 

@@ -123,8 +123,8 @@ def test_exit_code_1_when_there_is_no_record(run, model, tmp_path):
         (("flops", "mmae", "--set", "width"), "--set width: needed is field=value"),
         (("flops", "mmae", "--set", "widht=8"), "no setting 'widht'; did you mean width?"),
         (("export", "/nowhere"), "/nowhere is no model folder"),
-        (("report", "/nowhere"), "/nowhere holds no part"),
-        (("review", "/nowhere"), "/nowhere holds no part"),
+        (("report", "/nowhere"), "/nowhere holds no screening"),
+        (("review", "/nowhere"), "/nowhere holds no screening"),
         (("train", "mmae", ".", "-o", "OUT", "--data", "."), "benchmark '.'"),
         (
             ("train", "mmae", ".", "-o", "OUT", "--data", ".", "--unit", "mV"),

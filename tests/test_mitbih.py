@@ -12,7 +12,8 @@ from ecgad.read import read
 from ecgad.read.wfdb import library
 
 SAMPLE = Path(__file__).parent.parent / "data" / "samples" / "mitdb" / "208_from_300s"
-LEARNED, REPORTED = (101, 106, 108, 112, 114, 115, 201), (100, 202)
+DIVISION = ((101, 108, 112, 114), (116,), (106,))
+LEARNED, REPORTED = (*(n for part in DIVISION for n in part), 201), (100, 202)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mitbih, "DS1", LEARNED)
+    monkeypatch.setattr(mitbih, "DIVISION", DIVISION)
     monkeypatch.setattr(mitbih, "DS2", REPORTED)
 
 
@@ -138,8 +139,25 @@ def test_no_patient_is_in_two_sets_and_no_abnormal_window_is_learned_from(root: 
     parts = [sets.train, sets.held_out, sets.calibration, sets.test]
     patients = [{case.patient for case in part} for part in parts]
     assert sum(map(len, patients)) == len(set().union(*patients))
+    assert patients[:3] == [{f"mitbih-{n}" for n in part} for part in DIVISION]
     assert not any(case.abnormal for part in parts[:3] for case in part)
     assert patients[3] == {"mitbih-100", "mitbih-202"}
+
+
+def test_the_division_is_of_ds1_and_names_no_patient_twice():
+    every = [number for part in mitbih.DIVISION for number in part]
+    assert len(every) == len(set(every)) == 18
+    assert set(every) <= set(mitbih.DS1) - set(mitbih.ALSO_IN_DS2)
+    assert not set(mitbih.DS1) & set(mitbih.DS2)
+
+
+def test_another_division_is_taken_as_it_is_given(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mitbih, "DS2", REPORTED)
+    sets = mitbih.load(root, [[114, 116], [101], [112]])
+    parts = (sets.train, sets.held_out, sets.calibration)
+    assert [sorted({case.patient for case in part}) for part in parts] == [
+        ["mitbih-114", "mitbih-116"], ["mitbih-101"], ["mitbih-112"],
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("few")
@@ -162,8 +180,7 @@ def test_leads_are_scaled_by_what_the_training_windows_vary_in_mv(root: Path):
 def test_a_record_of_a_man_who_is_reported_on_is_not_learned_from(root: Path):
     sets = mitbih.load(root)
     learned = {c.patient for c in (*sets.train, *sets.held_out, *sets.calibration)}
-    assert learned <= {f"mitbih-{n}" for n in LEARNED} - {"mitbih-201"}
-    assert len(learned) > 3
+    assert learned == {f"mitbih-{n}" for n in LEARNED} - {"mitbih-201"}
 
 
 @pytest.mark.usefixtures("few")

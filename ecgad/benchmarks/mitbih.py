@@ -22,13 +22,13 @@ begin with them: that brought nothing on DS1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ecgad.benchmarks import Case, Sets, split
+from ecgad.benchmarks import Case, Sets
 from ecgad.prepare.signal import Preparation, prepare
 from ecgad.read import Annotations, read, read_annotations
 from ecgad.record import Record
@@ -44,6 +44,9 @@ DS2 = (
     232, 233, 234,
 )  # fmt: skip
 ALSO_IN_DS2 = (201,)
+DIVISION = (  # of DS1: to train on, held out, to calibrate with; others have no normal window
+    (101, 108, 112, 114, 115, 119, 205, 207, 208, 209, 215, 223), (116, 203, 230), (106, 122, 220),
+)  # fmt: skip
 BEATS = frozenset("NLRBAaJSVrFejnE/fQ?")  # annotation symbols that mark a beat
 SINUS = frozenset(("(N", "(B", "(T"))  # notes at rhythm changes; the latter with ectopic beats
 BEFORE_S, AFTER_S = 0.25, 0.45  # of a beat's mark
@@ -52,13 +55,17 @@ GENERATED = 3000
 PREPARATION = Preparation(leads=("II", "V1"), window_s=WINDOW_S, min_leads=1)
 
 
-def load(root: Path) -> Sets:
+def load(root: Path, division: Sequence[Sequence[int]] | None = None) -> Sets:
     """From a folder that holds the records, `100.hea` and so on.
 
-    DS1's normal windows by patient: two thirds train, a sixth is held out, a sixth calibrates.
+    DS1's patients were divided by chance, once (two thirds train, a sixth is held out, a sixth
+    calibrates); of each the normal windows are taken. A dozen patients are few enough for another
+    `division` to give other numbers: `tests/bench_divisions.py`.
     """
-    learned = [c for n in DS1 if n not in ALSO_IN_DS2 for c in windows(root, n) if not c.abnormal]
-    train, held_out, calibration = split(learned, (2 / 3, 1 / 6), seed=0)
+    train, held_out, calibration = (
+        [c for number in part for c in windows(root, number) if not c.abnormal]
+        for part in division or DIVISION
+    )
     test = [case for number in DS2 for case in windows(root, number)]
     source = {"name": "mitbih", "licence": LICENCE, "train": len(train)}
     counts = {"held_out": len(held_out), "calibration": len(calibration)}
