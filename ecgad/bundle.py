@@ -129,7 +129,7 @@ class Bundle:
         return [self._joined(record, [next(told) for _ in its]) for record, its in pairs]
 
     def score_hours(self, pieces: Iterable[Record], *, alpha: float = 0.05) -> Result:
-        """`score` of a recording that comes in pieces, as `ecgad.read.read_hours` gives it.
+        """`score` of a recording that comes in pieces, as `read_hours` of `ecgad.read` gives.
 
         Its record then has the samples of the strongest interval's hour and its neighbours only.
         """

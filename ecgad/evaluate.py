@@ -13,6 +13,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ def evaluate(
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}; at least 1 is needed")
     folds = load_benchmark(benchmark, root)
+    for method in methods if folds[0].kind == Preparation.kind else ():  # else the plan will say so
+        _check_known(method)
     command = f"ecgad evaluate {benchmark} --data ROOT"
     board, pretrained = out / benchmark, out / "pretrained"
     for method in methods:
@@ -236,6 +239,16 @@ def trained(
     for file in folder.glob("*checkpoint.pt"):
         file.unlink()
     return bundle
+
+
+def _check_known(method: str) -> None:
+    from ecgad.methods import names
+
+    known = sorted({*names(), *PLANS})
+    if method not in known:
+        near = get_close_matches(method, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise ValueError(f"no method {method!r}; {hint}")
 
 
 def _plan(name: str, preparation: AnyPreparation) -> Plan:

@@ -425,6 +425,12 @@ def test_what_can_give_no_row_is_refused(ecg: Ecg, tmp_path: Path, monkeypatch):
         ev.score_cases(bundle, replace(sets, test=two))
     with pytest.raises(ValueError, match="seeds is 0; at least 1"):
         ev.evaluate("damage", tmp_path, tmp_path, methods=["pca"], seeds=0)
+    monkeypatch.setattr(ev, "load_benchmark", lambda *_: [sets])
+    monkeypatch.setattr(ev, "trained", None)
+    with pytest.raises(ValueError, match="no method 'knnn'; did you mean knn"):
+        ev.evaluate("x", tmp_path, tmp_path, methods=["pca", "knnn"])
+    with pytest.raises(ValueError, match="no method 'zzz'; known are .*mmae-paper, .*uniad"):
+        ev.evaluate("x", tmp_path, tmp_path, methods=["zzz"])
 
 
 def test_a_model_of_another_training_is_not_taken_for_this_one(ecg: Ecg, tmp_path: Path):

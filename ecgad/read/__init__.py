@@ -225,7 +225,7 @@ def _what_came(path: Path, reasons: list[str]) -> str:
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         return "is a folder that may not be searched"
     if path.is_dir():
-        return "is a folder, not a record; `ecgad.read.find` lists the records below it"
+        return "is a folder, not a record; `from ecgad.read import find` lists those below it"
     if not path.exists():
         return "there is no such file"
     if not path.is_file():

@@ -79,7 +79,7 @@ def screen(
     quiet: bool = False,
     only_top: bool = False,
 ) -> pa.Table:
-    """Scores the records at `paths` (as `ecgad.read.find` takes them) into the folder `out`.
+    """Scores the records at `paths` (files, folders, lists of paths) into the folder `out`.
 
     Returns the rows (`schema`), one for each record: a record that cannot be read or judged is a
     row that says why. `out` then holds them as part-*.parquet and as results.csv, with report.html
