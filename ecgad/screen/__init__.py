@@ -134,8 +134,8 @@ def screen(
         table = folder.finish(out, manifest, bundle.card)
         first = strangest(table, max(TOP, LISTED))
         top = folder.rows(out, manifest, first)
-        paths = [manifest["inputs"][number]["path"] for number in first[:TOP]]  # no UTF-8, perhaps
-        drawn = [row | {"path": path} for row, path in zip(top, paths, strict=False)]
+        true = [manifest["inputs"][number]["path"] for number in first[:TOP]]  # no UTF-8, perhaps
+        drawn = [row | {"path": path} for row, path in zip(top, true, strict=False)]
         score = partial(score_file, alpha=alpha, stated=stated)
         _draw(out, drawn, home, score, workers or _cores(), quiet)
     if not quiet:

@@ -293,7 +293,7 @@ def not_known(places: list[Path], known: Iterable[Path]) -> list[Path]:
     there = set()
     for out in known:
         manifest = read_finished(out)
-        here = Path(manifest["from"] or "/")
+        here = Path(manifest.get("from") or "/")
         there |= {(os.path.normpath(here / e["path"]), e["bytes"]) for e in manifest["inputs"]}
     here = Path.cwd()
     return [p for p in places if (os.path.normpath(here / p), _size(p)) not in there]
