@@ -246,6 +246,7 @@ def calibrate(
         scores = [calibration_score(run, one, whole, rule) for one in normals.calibration]
         return rule, {preparation.group: scores}
     records = [[p for p in one if isinstance(p, Prepared)] for one in normals.calibration]
+    records = [hours for hours in records if not any(hour.lost for hour in hours)]
     return rule, calibration_scores(run, records, preparation, whole, rule)
 
 
@@ -334,7 +335,7 @@ def _card(
         "data": {
             "train_records": len(normals.train),
             "held_out_records": len(normals.held_out),
-            "calibration_records": len(normals.calibration),
+            "calibration_records": max(map(len, groups.values())),
             **normals.card,
             "fingerprint": data_fingerprint(normals),
         },

@@ -5,13 +5,15 @@
 On the same records, patients drawn together: two methods that stumble over the same ones are told
 apart by less than their own intervals say. Reads the scores beside each table in LEADERBOARD and
 writes `paired.csv` there, in the same columns. Of `damage` it is the mean over its kinds, of
-`twelve_lead` each hospital and then the mean of the four. MMAE's own AUROC stands there too.
+`twelve_lead` each hospital and then the mean of the four. MMAE's and each control's own AUROC of
+these stands there too.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,26 +31,25 @@ OTHERS = ("mmae", *CONTROLS, "mmae-paper", *sorted(set(names()) - {"mmae", *CONT
 
 
 def ahead(seeds: int, y: np.ndarray, s: np.ndarray) -> float:
-    """Columns of s: `seeds` of MMAE, those of the other if there is one, and the source, over which
-    is averaged."""
+    """Columns of s: `seeds` of the one, those of the other if there is one, and the source, over
+    which is averaged."""
     of_source = [(y[here], s[here, :-1]) for here in (s[:, -1] == one for one in set(s[:, -1]))]
     each = [[auroc(labels, column) for column in scores.T] for labels, scores in of_source]
     return float(np.mean([np.mean(a[:seeds]) - np.mean(a[seeds:] or 0) for a in each]))
 
 
-def paired(cases: pd.DataFrame, other: str) -> tuple[float, float, float]:
-    """The difference and its interval, of all sources of `cases` together; MMAE's own AUROC when
-    the other is MMAE."""
+def paired(cases: pd.DataFrame, methods: Sequence[str]) -> tuple[float, float, float]:
+    """By how much the first of two is ahead, or the AUROC of one, of all sources of `cases`
+    together; with its interval."""
     cases = cases.assign(case=cases.groupby(["method", "seed"]).cumcount())
-    ours, theirs = (
+    scores = [
         cases[cases.method == name].pivot_table(index="case", columns="seed", values="score")
-        for name in ("mmae", other)
-    )
-    known = cases[cases.method == "mmae"].drop_duplicates("case").set_index("case")
-    source = known.source.astype("category").cat.codes
-    both = pd.concat([ours, source] if other == "mmae" else [ours, theirs, source], axis=1).dropna()
+        for name in methods
+    ]
+    known = cases[cases.method == methods[0]].drop_duplicates("case").set_index("case")
+    both = pd.concat([*scores, known.source.astype("category").cat.codes], axis=1).dropna()
     y, s = known.abnormal.loc[both.index].to_numpy(int), both.to_numpy()
-    metric = partial(ahead, ours.shape[1])
+    metric = partial(ahead, scores[0].shape[1])
     low, high = bootstrap(metric, y, s, known.patient.loc[both.index], seed=0)
     return metric(y, s), low, high
 
@@ -63,12 +64,15 @@ def rows(folder: Path, benchmark: str) -> list[dict]:
         for name, part in (parts | {benchmark: cases}).items() if of_other else ():
             own = [row for row in of_other if name in (benchmark, row["source"])]
             counts = {k: sum(int(row[k]) for row in own) for k in ("records", "abnormal")}
-            value, low, high = paired(part, other)
-            metric = "record_auroc" if other == "mmae" else "auroc_ahead"
-            said = {"source": name, "metric": metric, "settings": "", **counts}
-            numbers = {k: f"{v:.4f}" for k, v in (("value", value), ("low", low), ("high", high))}
-            found.append({**own[0], **said, **numbers, "command": "tests/bench_paired.py"})
-            print(f"{name:14} {other:24} {value:+.3f} [{low:+.3f}, {high:+.3f}]", flush=True)
+            asked = {"record_auroc": [other]} if other in ("mmae", *CONTROLS) else {}
+            asked |= {} if other == "mmae" else {"auroc_ahead": ["mmae", other]}
+            for metric, methods in asked.items():
+                value, low, high = paired(part, methods)
+                said = {"source": name, "metric": metric, "settings": "", **counts}
+                numbers = zip(("value", "low", "high"), (value, low, high), strict=True)
+                said |= {key: f"{number:.4f}" for key, number in numbers}
+                found.append({**own[0], **said, "command": "tests/bench_paired.py"})
+                print(f"{name:14} {metric:13} {other:24} {value:+.3f} [{low:+.3f}, {high:+.3f}]")
     return found
 
 

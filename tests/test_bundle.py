@@ -307,6 +307,10 @@ def test_calibration_scores_are_those_of_the_calibration_records_alone(ecg: Ecg,
         expected = (np.log(np.abs(without).mean((1, 2))) - np.mean(held_out)) / np.std(held_out)
         np.testing.assert_allclose(groups[name], expected, rtol=1e-3)
     assert not {p.windows.tobytes() for p in normals.train} & set(seen)
+    lacks = replace(parts[2][0], valid=parts[2][0].valid & (np.arange(12) != 6)[:, None])
+    few = replace(normals, calibration=short([lacks, *parts[2][1:]]))
+    _, without = calibrate(run, few, Preparation(), ())
+    assert {len(scores) for scores in without.values()} == {5}  # it is no record of all leads
 
 
 def test_training_and_calibration_records_are_apart_and_the_card_says_how_many(folder: Path):
