@@ -510,6 +510,11 @@ def test_a_table_of_costs_lists_the_cheapest_first_and_the_reference_last():
     assert "21,840 to 27,300 M" in lines[2]
 
 
+def test_what_has_no_value_is_a_dash():
+    rows = [row(), row(source="t"), row(method="b"), row(method="b", source="t", value="", low="")]
+    assert markdown(rows).splitlines()[-1].count(" - ") == 1
+
+
 def test_a_table_shows_the_methods_it_names_in_their_order(tmp_path: Path):
     with (tmp_path / "x.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(row()))

@@ -49,7 +49,7 @@ def markdown(rows: Sequence[Row], metric: str = "record_auroc") -> str:
 
 def summaries(rows: Sequence[Row], metric: str) -> list[Row]:
     """The rows of a metric that are shown: of each method and source the mean over its seeds."""
-    rows = [r for r in rows if r["metric"] == metric]
+    rows = [r for r in rows if r["metric"] == metric and r["value"]]  # "" where it has none
     return [r for r in rows if _is_summary(r, rows)]
 
 
