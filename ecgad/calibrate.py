@@ -31,8 +31,6 @@ from numpy.typing import ArrayLike
 
 from ecgad.record import FLAGGED, NOT_ASSESSABLE, NOT_FLAGGED
 
-LOST = 3  # leads at most without which normals are compared: groups grow fast with their number
-
 
 def p_values(calibration: ArrayLike, scores: ArrayLike) -> np.ndarray:
     """Split-conformal p-values (m,) of `scores` (m,) among `calibration` (n,), higher is stranger.

@@ -5,7 +5,7 @@ itself; and of a recording that comes in pieces, no more than five of them are i
 
     quality               worst where any hour has a doubt; each reason with its hours
     score, parts, leads   means over the hours that could be judged, by their lengths
-    p-value               of that score, among records with as many leads as most hours had
+    p-value               of that score, among records without the leads that most hours lacked
     intervals             the strongest of all hours, in seconds from the start of the recording
 """
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgad.bundle import Bundle, evidence
-from ecgad.calibrate import LOST, Calibration, group_name, listed
+from ecgad.calibrate import Calibration, group_name, listed
 from ecgad.export import Run
 from ecgad.prepare.image import AnyPrepared
 from ecgad.prepare.quality import assess
@@ -122,8 +122,8 @@ def calibration_scores(
 ) -> dict[str, list[float]]:
     """The scores of `normals`, each of them the hours of one record, by `group_name`.
 
-    Each record is scored again without each lead, each two and each three, but those that
-    `prepare` derives when they are lost.
+    Each record is scored again without each lead, each two and so on, down to what the model needs,
+    but those that `prepare` derives when they are lost.
     """
     lacking = list(_lacking(preparation))
     groups: dict[str, list[float]] = {group_name(lost, preparation.leads): [] for lost in lacking}
@@ -139,7 +139,7 @@ def _lacking(preparation: Preparation) -> Iterator[tuple[int, ...]]:
     leads = preparation.leads
     derived = FROM_I_II if {"I", "II"} <= set(leads) else ()
     own = [i for i, lead in enumerate(leads) if lead not in derived]
-    for missing in range(min(len(leads) - preparation.min_leads, LOST) + 1):
+    for missing in range(len(leads) - preparation.min_leads + 1):
         yield from combinations(own, missing)
 
 

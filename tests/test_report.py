@@ -369,7 +369,8 @@ def test_the_page_says_how_long_a_list_may_be_of_which_few_are_false(tmp_path):
     made = screening(tmp_path, rows)  # by 50 / rank: 0.11, 0.12, 0.5
     assert html.facts(made)["lists"] == [(0.05, 0), (0.1, 0), (0.2, 5)]
     text = html.write_report(made).read_text()
-    assert "at most 10 % are false alarms: <b>0</b> records; at most 20 %" in text
+    assert "at 5 % <b>0</b> records; at 10 % <b>0</b> records; at 20 % <b>5</b> records." in text
+    assert "a list of none counted as free of them" in text
 
 
 def test_a_p_value_of_alpha_itself_counts_among_the_flagged_bars():

@@ -272,10 +272,10 @@ def test_a_limb_lead_that_is_lost_is_derived_as_if_it_were_absent(lead: str):
     assert prepare(without, Preparation()).lost == (0, row)  # nothing to derive it from
 
 
-def test_all_leads_but_four_are_needed_unless_another_number_is_asked_for():
+def test_all_leads_but_three_are_needed_unless_another_number_is_asked_for():
     names = ("I", "II", "V1", "V2", "V3", "V4")
-    assert [Preparation(leads=names[:n]).min_leads for n in (1, 2, 6)] == [1, 1, 2]
-    assert (Preparation().min_leads, Preparation(min_leads=12).min_leads) == (8, 12)
+    assert [Preparation(leads=names[:n]).min_leads for n in (1, 2, 6)] == [1, 1, 3]
+    assert (Preparation().min_leads, Preparation(min_leads=12).min_leads) == (9, 12)
     for wrong in (13, -1):
         with pytest.raises(ValueError, match=f"min_leads is {wrong}, of 12 leads"):
             Preparation(min_leads=wrong)

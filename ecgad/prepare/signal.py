@@ -34,7 +34,7 @@ class Preparation:
     # to -1 .. 1; "train": by `mean_mv` and `deviation_mv`
     mean_mv: tuple[float, ...] = ()  # per lead, of the training records, for scale="train"
     deviation_mv: tuple[float, ...] = ()
-    min_leads: int = 0  # fewer usable leads than this cannot be judged; 0: all but four, or one
+    min_leads: int = 0  # fewer usable leads than this cannot be judged; 0: all but three, or one
 
     kind: ClassVar[str] = "signals"
 
@@ -43,7 +43,7 @@ class Preparation:
         if not 0 < low < high < self.rate_hz / 2:
             raise ValueError(f"band {self.band_hz} Hz does not lie in 0 .. {self.rate_hz / 2} Hz")
         if not self.min_leads:
-            object.__setattr__(self, "min_leads", max(len(self.leads) - 4, 1))
+            object.__setattr__(self, "min_leads", max(len(self.leads) - 3, 1))
         if not 1 <= self.min_leads <= len(self.leads):
             raise ValueError(f"min_leads is {self.min_leads}, of {len(self.leads)} leads")
         if self.margin_s < 0:
