@@ -53,6 +53,7 @@ class Plan:
     epochs: int = 75  # at most, so that a few real records are not seen a thousand times
     encoder: str = ""  # the plan whose bundle of the same seed is the frozen encoder
     weights: str = ""  # the plan whose weights are taken as they are, built with these settings
+    generated: bool = False  # the benchmark's generated normals are learned from as real ones are
 
 
 ON_ENCODER = ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
@@ -96,6 +97,8 @@ PLANS = {
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),
     **dict.fromkeys(("pca", "mahalanobis", "knn"), Plan()),  # nothing is learned by gradient
+    "knn-generated": Plan("knn", generated=True),  # taught by as many people as MMAE is
+    "mahalanobis-generated": Plan("mahalanobis", generated=True),
     **{name: _equal(*without) for name, without in WITHOUT.items()},
     # no training: the refiner is only taken out
     "onenip-unrefined": Plan(weights="onenip", settings=WITHOUT["onenip-unrefined"][1]),
@@ -211,6 +214,9 @@ def trained(
         return reduced(base, plan.settings, normals(sets, preparation))
     method, chosen = plan.method or name, {**plan.settings, **(settings or {})}
     learned = normals(sets, preparation)
+    if plan.generated and isinstance(preparation, Preparation):
+        more, said = generated_windows(sets.generated, preparation), dict(learned.card)
+        learned = replace(learned, generated=more, card=said | {"generated_records": len(more)})
     most = -(-plan.epochs * len(learned.train) // plan.budget.batch)
     budget = replace(plan.budget, steps=min(plan.budget.steps, most))
     if (folder / "card.json").is_file():
@@ -321,6 +327,7 @@ def prepare_case(case: Case, preparation: AnyPreparation) -> AnyPrepared | None:
     return prepared if prepared.usable_leads >= preparation.min_leads else None
 
 
+@lru_cache(maxsize=1)
 def generated_windows(n: int, preparation: Preparation) -> np.ndarray:
     """(n, leads, window) of generated normals, always the same."""
     from ecgad.benchmarks.generated import records

@@ -49,6 +49,7 @@ class Normals:
     calibration: Sequence[Sequence[AnyPrepared]]  # the hours of each record, which has one score
     probe: Sequence[Record] = ()  # held-out records in mV, to put damage into
     card: Mapping[str, Any] = field(default_factory=dict)  # sources, counts, licences
+    generated: np.ndarray | None = None  # (n, leads, time) to train on beside the real ones
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,10 @@ def learn(
     if pretrain is not None:
         begin = checkpoint and checkpoint.with_name(f"pretrain-{checkpoint.name}")
         _begin(model, pretrain, checkpoint=begin, **common)
-    fit(model, prepared_windows(normals.train), budget=budget, checkpoint=checkpoint, **common)
+    windows = prepared_windows(normals.train)
+    if normals.generated is not None:
+        windows = np.concatenate([windows, normals.generated])
+    fit(model, windows, budget=budget, checkpoint=checkpoint, **common)
     run = run_torch(model, device)
     rule, groups = calibrate(run, normals, preparation, model.whole, model.soft)
     damage_auroc = probe(model, rule) if probe else None

@@ -1,10 +1,11 @@
 """How much depends on which of MIT-BIH's patients teach: DS1 divided otherwise.
 
-    python tests/bench_divisions.py ROOT TIMES METHOD ...
+    python tests/bench_divisions.py ROOT TIMES METHOD ... [--more]
 
 AUROC of windows and of samples on DS2 of each method (seed 0), where the 18 patients of DS1 are
 divided by chance into 12 to train on, 3 held out and 3 to calibrate with; TIMES such divisions, the
-same for all methods. `mitbih` has one of them, drawn long before.
+same for all methods. `mitbih` has one of them, drawn long before. With `--more`, those who teach
+`mitbih_more` beside them are the same each time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgad.benchmarks import mitbih
+from ecgad.benchmarks import mitbih, mitbih_more
 from ecgad.evaluate import score_cases, trained
 from ecgad.tabulate import tabulate
 
@@ -30,10 +31,10 @@ def divisions(times: int) -> Iterator[list[list[int]]]:
         yield [drawn[:12], drawn[12:15], drawn[15:]]
 
 
-def main(root: Path, times: int, methods: Sequence[str]) -> None:
+def main(root: Path, times: int, methods: Sequence[str], more: bool) -> None:
     found: dict[str, list[list[float]]] = {method: [] for method in methods}
     for number, division in enumerate(divisions(times), 1):
-        sets = mitbih.load(root / "mitdb", division)
+        sets = mitbih_more.load(root, division) if more else mitbih.load(root / "mitdb", division)
         with tempfile.TemporaryDirectory() as folder:
             for method in methods:
                 place = Path(folder, f"{method}-0")
@@ -50,4 +51,5 @@ def main(root: Path, times: int, methods: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    words = [word for word in sys.argv[1:] if word != "--more"]
+    main(Path(words[0]), int(words[1]), words[2:], "--more" in sys.argv)

@@ -411,6 +411,23 @@ def test_generated_normals_come_before_the_real_ones_or_are_only_remembered(
     assert f"20 records, {word} 70 generated ones" in (tmp_path / "mmae-0/README.md").read_text()
 
 
+def test_a_control_learns_from_generated_normals_as_from_real_ones(
+    ecg: Ecg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tall = 50 * ecg(40, seed=9, t=1000)
+    monkeypatch.setattr(ev, "generated_windows", lambda n, preparation: tall[:n])
+    parts = [cases(ecg(n, seed=n, t=1000), "a") for n in (20, 8, 20, 4)]
+    plain, both, none = (
+        ev.trained(name, Sets(*parts, card={}, generated=n), 0, tmp_path / f"{name}-{n}")
+        for name, n in (("knn", 40), ("knn-generated", 40), ("knn-generated", 0))
+    )
+    assert both.run(tall[:1])[0].mean() < plain.run(tall[:1])[0].mean() / 10
+    assert np.array_equal(none.run(tall[:1])[0], plain.run(tall[:1])[0])
+    assert both.card["data"]["fingerprint"] == plain.card["data"]["fingerprint"]
+    said = (tmp_path / "knn-generated-40" / "README.md").read_text()
+    assert "20 records, beside 40 generated ones" in said
+
+
 def test_where_all_records_are_of_one_kind_only_their_shares_are_told():
     some = cases(np.zeros((4, 12, 1), np.float32), "a", abnormal=True)
     one = scored([[0.0, 1, 2, 3]], [0.01, 0.5, 0.01, 0.01])

@@ -9,15 +9,19 @@ of patches 0.761 -> 0.763, of rhythms 0.829 -> 0.851, hand-made features 0.727 -
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ecgad.benchmarks import Sets, mitbih, twelve_lead
 
 
-def load(root: Path) -> Sets:
-    """From a folder that holds `mitdb` and the four sources of `twelve_lead`."""
-    sets = mitbih.load(root / "mitdb")
+def load(root: Path, division: Sequence[Sequence[int]] | None = None) -> Sets:
+    """From a folder that holds `mitdb` and the four sources of `twelve_lead`.
+
+    `division` of DS1's patients as in `mitbih`.
+    """
+    sets = mitbih.load(root / "mitdb", division)
     every = [c for name, m in twelve_lead.SOURCES.items() for c in m.cases(root / name)]
     more = [case for case in every if not case.abnormal]
     card = twelve_lead.card([more])
