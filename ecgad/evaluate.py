@@ -29,6 +29,7 @@ from ecgad.learn import (
     Pretraining,
     calibrate,
     check_same,
+    data_fingerprint,
     learn,
     prepared_windows,
     progress_line,
@@ -133,8 +134,20 @@ def evaluate(
         _add(board, folds, method, learn, f"{command} --method {method} --seeds {seeds}")
     for path in bundles:
         bundle = load(path, kind=folds[0].kind)
+        for sets in folds:
+            _tell_seen(bundle, sets, report)
         _add(board, folds, bundle.id, lambda _, one=bundle: [one], f"{command} --model {path}")
     return out / f"{benchmark}.csv"
+
+
+def _tell_seen(bundle: Bundle, sets: Sets, report: Report) -> None:
+    """A warning where a model has learned from a source of the benchmark's, by another division."""
+    of = {source["name"] for source in sets.card.get("sources", ())} | {c.source for c in sets.test}
+    seen = sorted(of & {source["name"] for source in bundle.card["data"].get("sources", ())})
+    own = data_fingerprint(normals(sets, bundle.preparation)) if seen else ""
+    if seen and own != bundle.card["data"]["fingerprint"]:
+        said = f"{bundle.id} learned from {', '.join(seen)}"
+        report(f"{said}, divided otherwise: it may have seen what it is scored on")
 
 
 def _add(

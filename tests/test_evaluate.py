@@ -428,6 +428,30 @@ def test_a_control_learns_from_generated_normals_as_from_real_ones(
     assert "20 records, beside 40 generated ones" in said
 
 
+def test_it_is_told_when_a_model_may_have_learned_from_what_it_is_scored_on(
+    ecg: Ecg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    a, b = (cases(ecg(24, seed=ord(n), t=1000), n) for n in "ab")
+    strange = cases(3 * ecg(4, seed=7, t=1000), "a", abnormal=True)
+    own = Sets(a[:8], a[8:12], a[12:20], [*a[20:], *strange], {"sources": [{"name": "a"}]})
+    other = replace(own, test=[*b[:4], *cases(3 * ecg(4, seed=6, t=1000), "b", abnormal=True)])
+    ev.trained("pca", own, 0, tmp_path / "pca", report=lambda line: None)
+
+    def told(sets: Sets) -> list[str]:
+        lines: list[str] = []
+        monkeypatch.setattr(ev, "load_benchmark", lambda *_: [sets])
+        ev.evaluate(
+            "x", tmp_path, tmp_path, methods=[], bundles=[tmp_path / "pca"], report=lines.append
+        )
+        return lines
+
+    said = ["pca learned from a, divided otherwise: it may have seen what it is scored on"]
+    assert told(own) == []
+    assert told(replace(own, train=a[1:8])) == said
+    assert told(replace(other, train=a[1:8])) == said  # damage put into records of a
+    assert told(replace(other, card={})) == []
+
+
 def test_where_all_records_are_of_one_kind_only_their_shares_are_told():
     some = cases(np.zeros((4, 12, 1), np.float32), "a", abnormal=True)
     one = scored([[0.0, 1, 2, 3]], [0.01, 0.5, 0.01, 0.01])

@@ -19,6 +19,13 @@ def test_a_method_says_what_it_is(method):
     assert all(said)
 
 
+def test_a_file_that_is_no_python_is_named(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("class Model(:")
+    monkeypatch.setattr(methods, "FOLDER", tmp_path)
+    with pytest.raises(SyntaxError, match=r"mine\.py"):
+        methods.describe("mine")
+
+
 def test_methods_are_listed_without_torch():
     code = "import sys; from ecgad import methods as m; [m.describe(n) for n in m.names()]"
     code += "; assert 'torch' not in sys.modules"

@@ -39,7 +39,8 @@ def names() -> tuple[str, ...]:
 def describe(name: str) -> Description:
     """The first lines of a method's docstring; `ValueError` for a name or a docstring unknown."""
     _known(name)
-    text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text("utf-8"))) or ""
+    file = FOLDER / f"{name}.py"
+    text = ast.get_docstring(ast.parse(file.read_text("utf-8"), str(file))) or ""
     title, *lines = text.splitlines() or [""]
     said = {key: value.strip() for key, colon, value in (s.partition(":") for s in lines) if colon}
     try:

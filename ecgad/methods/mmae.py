@@ -30,7 +30,7 @@ than chance would, and the time worse than two of the three. For a record's erro
 maskings is enough, and the other goes half way only. Where the patches are left out, as for
 pictures, the error stands in the map in their place, and is then taken of all maskings.
 
-    patches      each lead's stretches of 0.4 s, as they are, against a bank of the same lead's
+    patches      each lead's pieces of 0.4 s, as they are, against a bank of the same lead's
                  normal ones (map alone)
     rhythm       pieces of 4 s: the autocorrelation of the speed at 0.3-2.5 s against a bank
     tokens       visible tokens half way through the encoder, where they tell more than at its end,
@@ -38,7 +38,7 @@ pictures, the error stands in the map in their place, and is then taken of all m
     quantiles    of each lead's amplitude, averaged over 0.04 s, against a Gaussian of normal ones
                  (record alone)
 
-A few hundred real records do not hold every normal rhythm, stretch or amplitude. Where generated
+A few hundred real records do not hold every normal rhythm, patch or amplitude. Where generated
 normals are at hand (`foresee`), all three but the tokens hold those beside the real ones.
 
 The roles of eqs. 1-5, the two embeddings, the shared encoder, the one-block decoder and the loss
@@ -264,7 +264,7 @@ class Model(Detector):
         return z / self.token_deviation
 
     def foresee(self, batches: Iterable[Tensor]) -> None:
-        """What stretches, rhythms and quantiles there are: few real records would not tell."""
+        """What patches, rhythms and quantiles there are: few real records would not tell."""
         batches = list(batches)
         if "patches" in self.in_map:
             self.patches.fit(batches, foreseen=True)

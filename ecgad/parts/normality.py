@@ -7,7 +7,7 @@ fills in one part of it from the rest does not find strange.
     Bank          rows (.., d) -> squared distance to the nearest of k centres, over d
     Gaussian      rows (b, d) -> Mahalanobis distance, covariance shrunk
     Gaussians     cells (b, d, *grid) -> draws like normals', a Gaussian for each kind of them
-    Patches       signals -> Bank of stretches of each lead itself, for each segment of time
+    Patches       signals -> Bank of patches of each lead itself, for each segment of time
     Rhythm        signals -> Bank of the autocorrelation of the signal's speed, for each segment
     Quantiles     signals -> Gaussian of the quantiles of each lead
 """
@@ -215,11 +215,11 @@ class Gaussians(nn.Module):
 
 
 class Patches(nn.Module):
-    """How far a stretch of a lead, as it is, is from any that this lead has in normal records.
+    """How far a patch of a lead, as it is, is from any that this lead has in normal records.
 
-    A stretch is `span` segments of `segment` samples, one begins at each segment, and its samples
+    A patch is `span` segments of `segment` samples, one begins at each segment, and its samples
     are averaged by `pool`, which divides the segment. A segment's distance is the mean over the
-    stretches that hold it, in multiples of the mean over normals. What several leads find strange
+    patches that hold it, in multiples of the mean over normals. What several leads find strange
     at a time is likelier to be: half of a lead's weight is the mean over all leads.
     """
 
@@ -236,7 +236,7 @@ class Patches(nn.Module):
         self.pool, self.hop, self.span, starts = pool, hop, span, torch.arange(n - span + 1)
         self.bank = Bank(size, span * hop, foreseen, leads=(channels,))
         self.register_buffer("level", torch.ones(channels, 1))
-        later = torch.arange(n) - starts[:, None]  # (stretches, segments)
+        later = torch.arange(n) - starts[:, None]  # (patches, segments)
         holds = ((later >= 0) & (later < span)).float()
         self.register_buffer("share", holds / holds.sum(0), persistent=False)
 
@@ -247,7 +247,7 @@ class Patches(nn.Module):
         return (apart * together[:, None]).sqrt()
 
     def features(self, x: Tensor) -> Tensor:
-        """(b, c, t) -> (b, c, stretches, samples)"""
+        """(b, c, t) -> (b, c, patches, samples)"""
         segments = x.unflatten(2, (-1, self.hop, self.pool)).mean(4)  # (b, c, segments, hop)
         last = segments.shape[2] - self.span + 1
         return torch.cat([segments[:, :, i : i + last] for i in range(self.span)], 3)
