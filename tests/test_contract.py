@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ecgad import flops, methods, score
 from ecgad.export import disagreement, export_onnx, run_onnx, run_torch
+from ecgad.parts import encoders
 from ecgad.parts.detector import Detector, Evidence
 from ecgad.train import Budget, fit
 
@@ -365,6 +366,18 @@ def test_a_method_leaves_out_only_data_it_does_not_claim(method):
     claimed = methods.describe(method).data
     for case, settings in zip(CASES, TABLE[method].settings, strict=True):
         assert settings is not None or case.split()[-1].rstrip("s") not in claimed
+
+
+ON_ENCODER = [m for m in TABLE if hasattr(import_module(f"ecgad.methods.{m}").Config, "encoder")]
+
+
+@pytest.mark.parametrize("method", ON_ENCODER)
+def test_a_learned_encoder_comes_as_it_is(method):
+    shape = (12, 1000)
+    mine = methods.build(method, shape, {"encoder": "mmae-12lead"}).state_dict()
+    for name, value in encoders.build("mmae-12lead", shape).state_dict().items():
+        found = [v for key, v in mine.items() if key.endswith(f".{name}")]
+        assert any(torch.equal(v, value) for v in found), name
 
 
 # Learning

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ecgad import methods
 from ecgad.methods.uniad import Config, Model
-from ecgad.parts import encoders
 from ecgad.parts.neighbours import jittered, neighbours, sinusoids
 
 SMALL = {"width": 12, "heads": 3, "mlp_ratio": 2, "encoder_depth": 1, "decoder_depth": 1}
@@ -249,12 +248,8 @@ def test_features_are_all_layers_of_each_token_standardised_with_normals():
     assert torch.equal(f[:, :, 8:], uniad.encoder(x)[:, 1])
 
 
-def test_a_learned_encoder_comes_as_it_is_and_leaves_its_structure_in_the_settings():
-    shape = (12, 1000)
-    uniad = methods.build("uniad", shape, SMALL | {"encoder": "mmae-12lead"})
-    learned = encoders.build("mmae-12lead", shape).state_dict()
-    mine = uniad.get_submodule("encoder").state_dict()
-    assert all(torch.equal(mine[name], value) for name, value in learned.items())
+def test_a_learned_encoder_leaves_its_structure_in_the_settings():
+    uniad = methods.build("uniad", (12, 1000), SMALL | {"encoder": "mmae-12lead"})
     assert isinstance(uniad, Model)
     assert uniad.config.encoder.startswith("mmae:10:")
 

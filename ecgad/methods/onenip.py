@@ -127,7 +127,9 @@ class Model(Detector):
         self.laid = None if aligned else nn.LayerNorm(c.width)
         self.decoding = nn.ModuleList(_Decoder(c.width, c.heads) for _ in range(c.depth))
         self.last, self.norm = CrossAttention(c.width, c.heads), nn.LayerNorm(c.width)
-        self.apply(initialise)
+        for name, module in self.named_children():
+            if name != "encoder":  # which stays as it is
+                module.apply(initialise)
         self.refiner = None if c.fusion == 1 else _Refiner(grid, channels, c.width)
 
     def forward(self, x: Tensor) -> Evidence:

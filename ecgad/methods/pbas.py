@@ -98,7 +98,8 @@ class Model(Detector):
             nn.LeakyReLU(0.2),
             nn.Linear(c.hidden, 1, bias=False),
         )
-        self.apply(_xavier)
+        for module in (self.project, self.discriminate):  # the encoder stays as it is
+            module.apply(_xavier)
         self.register_buffer("centres", torch.zeros(c.centres, channels))
         self.register_buffer("unit", torch.ones(()))  # the radius before learning
 
