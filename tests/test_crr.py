@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgad import methods
@@ -256,6 +257,28 @@ def test_what_the_head_is_given_sums_to_the_cosine_and_ends_with_the_difference_
         )
         ratio = math.log(float(e[b, g, t].norm() / d[b, g, t].norm()))
         assert s[b, g, 6, t].item() == pytest.approx(ratio, abs=5e-3)
+
+
+def test_the_head_reads_products_of_size_1_and_grows_to_the_records_grid_in_three_steps():
+    torch.manual_seed(0)
+    head, s = crr._Head(6, 8, (5,), (40,)), torch.randn(2, 6, 5)
+    for p in head.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    y = F.gelu(head.levels[0](6 * s))
+    for size, level in zip((10, 20, 40), head.levels[1:], strict=True):  # type: ignore[arg-type]
+        y = F.gelu(level(F.interpolate(y, size=size, mode="linear", align_corners=False)))
+    expected = head.classes(y).exp()
+    found = head(s)
+    assert found.shape == (2, 1, 40)
+    torch.testing.assert_close(found[:, 0], expected[:, 1] / expected.sum(1))
+
+
+def test_the_encoder_is_standardised_before_anything_learns():
+    model, x = built(), 3 + 2 * torch.randn(64, 2, 40)
+    model.warm_up([x])
+    features = model.encoder(x)
+    assert features.mean().abs() < 0.05
+    assert features.square().mean().item() == pytest.approx(1, abs=0.05)
 
 
 def test_a_residual_is_the_mean_over_groups_of_angle_and_loudness():

@@ -46,6 +46,26 @@ def inpainted(model: Model, u: Tensor, visible: list[int]) -> Tensor:
     return model.head(model.decoder((y + model.decoder_position)[None]))[0]
 
 
+# The base
+
+
+def test_the_base_learns_all_of_a_record_from_what_its_own_mask_or_a_random_one_shows(monkeypatch):
+    model, x = built(), torch.randn(4, *LINE)
+    model.scale.copy_(torch.tensor([[0.5], [1.0], [2.0]]))
+    drawn = torch.tensor([[0, 1, 3, 4, 6, 7, 9, 10, 11], [1, 2, 3, 5, 6, 7, 8, 10, 11]])
+    asked = []
+    monkeypatch.setattr(fader, "random_split", lambda *a: asked.append(a) or (drawn, None))
+    loss = model.loss(x)
+    u = model.split(x)
+    assert asked[0][:3] == (2, 12, 3)
+    own = model.hide(model.first_pass(u[:2])[0])
+    rebuilt = [inpainted(model, v, w.tolist()) for v, w in zip(u, [*own, *drawn], strict=True)]
+    expected = model.distance(torch.stack(rebuilt), u)
+    torch.testing.assert_close(loss, expected)
+    gradients = (torch.autograd.grad(v, model.head.weight)[0] for v in (loss, expected))
+    torch.testing.assert_close(*gradients)
+
+
 # The gates
 
 

@@ -369,3 +369,5 @@ def test_what_cannot_be_is_refused(x: np.ndarray):
     with pytest.raises(ValueError, match="1.5 Hz for 0.3 s is less than half a wave"):
         replace(ONCE, duration_s=0.3, noise=Noise(1.5))
     replace(ONCE, duration_s=0.25, noise=Noise(2.0))  # just half a one
+    with pytest.raises(ValueError, match="0.6 Hz is baseline wander"):
+        replace(ONCE, duration_s=1.0, noise=Noise(0.6))

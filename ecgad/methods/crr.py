@@ -24,8 +24,9 @@ In the code: u `mixed`, mask and MLP `_Bottleneck`, e and d `groups`, D `distanc
 
 Changed for the ECG, and why. Cosine does not see how large a token is, and voltage is a criterion:
 D has 0.1 (log|e| - log|d|)^2 of each token added (`loudness`), and the head is given the difference
-of the logarithms as one more channel a group. A quarter of the records show the head no damage at
-all: else A_seg says something everywhere. Damage may be everywhere in a record, so that at most
+of the logarithms as one more channel a group. Nearly half of the records show the head no damage at
+all (a quarter as they are, and a quarter of the others with what is harmless): else A_seg says
+something everywhere. Damage may be everywhere in a record, so that at most
 half of the tokens count as easy, where the paper ends with 0.9. Tokens have lost their mean at each
 position (`parts.encoders`), so the decoder is told where they stand.
 

@@ -38,6 +38,9 @@ where the paper's predecessor asks a vision transformer, of which there is none 
 Limb leads need no group of their own (III = II - I tells a hidden lead from two that are not):
 tokens hide all leads together.
 What spans more than a few tokens, a rhythm, is filled in without error, and out of reach.
+Taught as briefly as all methods here (180 steps of gates), the gates do next to nothing: on
+`mitbih` they stand at 0.80 to 0.82 on held-out normals, where they should be near 1, at 0.79 to
+0.81 on damage that stays visible, and change the error by less than 1 % inside damage and outside.
 
 The paper's text was not at hand; the role and place of the two layers and their training on a
 frozen model from reconstruction errors are its own, equations and sizes are ours. Left out: the

@@ -1,7 +1,7 @@
 """MMAE-ECG: a multi-scale masked autoencoder over segments that hold all leads.
 
 Paper: Zhou et al., PLOS ONE 21(3): e0343571, 2026 (arXiv 2502.05494)
-Good at: what does not follow from the rest of the record, at 1/400 of the usual cost
+Good at: what does not follow from the rest of the record, at 1/550 of the usual cost
 Data: signals with 1 or more leads, images
 
 A record X of K leads and length Q is cut into T segments U = {X_1 .. X_T}, each holding all leads.
@@ -17,7 +17,8 @@ and each sample's error is averaged over the maskings that hid it (the point sco
 sample score (eq. 4) is the mean of that map, which `score.py` takes.
 
 These maskings hide half of each region, more than in training: two of them are enough, at a
-seventh of the cost of eight that hide a quarter (`rounds=8, hidden=0.25, error=8`).
+seventh of the cost of eight that hide a quarter (`rounds=8, hidden=0.25, error=8`). With two, the
+local region stands at the record's beginning and at its end, and the rest is scored globally.
 
 What repeats alike in every beat of a record is filled in from the other beats, and a rhythm is
 longer than a segment: neither is strange to a reconstruction. So four distances from what normal
@@ -41,9 +42,11 @@ pictures, the error stands in the map in their place, and is then taken of all m
 A few hundred real records do not hold every normal rhythm, patch or amplitude. Where generated
 normals are at hand (`foresee`), all three but the tokens hold those beside the real ones.
 
-The roles of eqs. 1-5, the two embeddings, the shared encoder, the one-block decoder and the loss
-are the paper's. Its hyper-parameters were not public when this was written: each is a field of
-`Config` with its reason, and together they meet its size claims. Left out: nothing that is known.
+The two embeddings, the shared encoder, the one-block decoder, the loss (eqs. 1, 2) and the point
+score (eq. 5) are the paper's. That the maskings of eq. 3 hide every segment, and that eq. 4 is the
+mean of the point scores, is how we read it. Its hyper-parameters were not public when this was
+written: each is a field of `Config` with its reason, and together they meet its size claims.
+Left out: nothing that is known.
 Changed: masks and w are drawn for each record, where the paper draws them for each batch, so that a
 batch holds many; and positions lose weight as all matrices do here (`train.py`).
 """

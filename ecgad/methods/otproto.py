@@ -18,7 +18,8 @@ M_feat is 1 - cos, M_struct is S, alpha weighs them, Gamma is `plan`; eps is `ep
 paper every bank (level, alpha) has its map, and the maps are averaged. There the maps' scales come
 from the image at hand and from the number of prototypes. Here each map is standardised by
 training normals, by the mean of its tokens' distances and by the deviation of a record's mean
-distance over records: so each has the same say in a record's score. The distance holds the term
+distance over records: so joint and rhythm maps have the same say in a record's score, and that of
+the leads, whose mean varies less than each of them, about half as much. The distance holds the term
 alpha S, as in the paper. To choose a prototype by M and score by M_feat alone would jump where two
 tie, where rounding decides; and a token pays for a prototype from elsewhere only if it is cheaper
 all the same than those of its own place.
@@ -36,6 +37,9 @@ Changed for ECG, where records are not aligned:
   matrix) or of the leads (fewer). It does not depend on where a beat begins. Their distances lie in
   the map, over all samples of each window, and their mean is the column `rhythm` of `whole`, which
   is 0 for images. Where leads are scaled apart the vector is one of scaled leads; its rhythm stays.
+
+Changed besides: prototypes begin as normal tokens, not as noise; every bank also compares the
+logarithm of a token's energy, which an angle does not see; a plan is of at most 1,600 tokens.
 
 Left out: moving a prototype's place (`fixed_structure = False`) and the Gromov variant, both off in
 the authors' code; ResNet-50 as encoder.

@@ -5,7 +5,9 @@ Good at: artefacts, ectopic beats and other local damage; all from scratch, no e
 Data: signals with 1 or more leads, images
 
 A single pass of an autoencoder lets anomalies through and loses detail. Here one encoder E, which
-halves the grid and keeps the channels, and one decoder D, which doubles it, serve every depth n:
+halves the grid and keeps the channels, and one decoder D, which doubles it, serve every depth n
+(the paper writes I_R^0 = I_C^N; that I_R^n is the way to depth n and back is how we read it, as DPN
+and CRD need the whole grid):
 
     I --E--> I_C^1 --E--> I_C^2 .. --E--> I_C^N       compression
              |D           |D D            |D .. D     reconstruction: I_R^n = D^n(E^n(I))

@@ -26,7 +26,8 @@ With p for positions, M for the mask, and a LayerNorm after every sum:
 
 The repair ratio says what they are worth: over damaged tokens, the squared distance from what was
 given to that from the healthy feature. A copy gives 0. After 800 steps on made one-lead records,
-in patches of 0.2 s, it was 0.15 with none of window and noise, and 0.91 with both.
+in patches of 0.2 s, it was 0.15 with none of window and noise, and 0.91 with both. It means nothing
+before normals are rebuilt: untrained, what is rebuilt is far from either, and the ratio near 1.
 
 The mask is a barrier of capacity, not of information: with more than one layer a token comes back
 to its own place over a distant one. The paper's 7 x 7 window of 14 x 14 places is `window`, in

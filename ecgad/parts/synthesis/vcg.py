@@ -52,6 +52,7 @@ _GRID_HZ = 500.0
 _SMOOTH_S = 0.004  # before the tangent is taken
 _REST = 0.05  # of the 99th percentile of the speed: slower than this has no direction
 _CHANGED_MV = 0.02  # as in `edits`
+_WANDER_HZ = 0.7  # below it a baseline wanders, which is no damage
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Bend:
     tangential: bool = False  # along the curve, by its speed: a change of timing, not of shape
 
     def __post_init__(self) -> None:
+        if self.noise and self.noise.base < _WANDER_HZ:
+            raise ValueError(
+                f"{self.noise.base:g} Hz is baseline wander, no damage; from {_WANDER_HZ:g} Hz on"
+            )
         if self.noise and self.noise.base * self.duration_s < 0.5:
             raise ValueError(
                 f"{self.noise.base:g} Hz for {self.duration_s:g} s is less than half a wave and "
