@@ -185,7 +185,7 @@ class Quality(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A strange stretch. `score` is its mean, in multiples of what 99 % of normal places stay
+    """Where a lead is strange. `score` is its mean, in multiples of what 99 % of normal places stay
     under."""
 
     lead: str  # a lead's name, or "all" when the method does not tell leads apart
@@ -201,7 +201,7 @@ class Result:
     `score` is in deviations from normal records' mean, nan when not assessable; `p_value` the share
     of normals at least as strange, or None; `decision` "flagged", "not flagged" or "not assessable"
     at `alpha`. `lead_scores` are in deviations of each lead's own mean over normals. `intervals`
-    are the strange stretches in seconds, strongest first. `map` (leads, time) has `map_rate_hz`
+    say where it is strange, in seconds, strongest first. `map` (leads, time) has `map_rate_hz`
     samples a second of the leads `map_leads`, in multiples of what 99 % of normal places stay
     under; nan where nothing was judged.
     """
@@ -227,7 +227,7 @@ class Result:
     seconds: float = 0.0  # that it took
 
     def plot(self) -> Figure:
-        """A 12-lead page (25 mm/s, 10 mm/mV) with the strange stretches marked."""
+        """A 12-lead page (25 mm/s, 10 mm/mV) with the strange intervals marked."""
         from ecgad.report.page import draw_page
 
         return draw_page(self)

@@ -222,9 +222,9 @@ def intervals(
     *,
     most: int = MOST,
 ) -> tuple[Interval, ...]:
-    """Stretches of a signal's `relative` map (m, time) above 1, at most `most`, strongest first.
+    """Where a signal's `relative` map (m, time) is above 1, at most `most`, strongest first.
 
-    Each row's strongest is among them. An interval's score is its mean. Stretches closer than
+    Each row's strongest is among them. An interval's score is its mean. Intervals closer than
     `SHORTEST_S` are one, shorter ones are dropped.
     """
     gap = max(round(SHORTEST_S * rate_hz), 1)

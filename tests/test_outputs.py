@@ -82,7 +82,7 @@ def test_a_stretch_on_all_leads_has_no_code_of_one(out):
     row = rows(out)["r00"]
     row["intervals"] = [{"lead": "all", "start_s": 0.0, "end_s": 1.0, "score": 2.0}]
     found = observation(row, {"alpha": 0.2, "started": "2026-01-02T03:04:05+00:00"})
-    assert found["component"][1]["code"] == {"text": "strange stretch, all leads"}
+    assert found["component"][1]["code"] == {"text": "strange interval, all leads"}
 
 
 # WFDB annotations

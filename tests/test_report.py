@@ -563,4 +563,4 @@ def test_counts_in_words_add_up():
 def test_a_long_recording_says_that_its_score_is_a_mean():
     assert p_words(0.5, 3600).endswith(f"come out this strange; {LONG}")
     assert p_words(0.5, 60) == p_words(0.5)
-    assert "look at the stretches" in LONG
+    assert "look at the intervals" in LONG

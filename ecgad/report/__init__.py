@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 from ecgad.record import FLAGGED, NOT_FLAGGED, Interval
 
-NOWHERE = "no single place"  # where a record is strange, if at all, that has no strange stretch
+NOWHERE = "no single place"  # where a record is strange, if at all, that has no strange interval
 LONG_S = 60.0  # records longer than that are not like the ten seconds of most calibrations
-LONG = "the score is a mean over all of it, which hides episodes: look at the stretches"
+LONG = "the score is a mean over all of it, which hides episodes: look at the intervals"
 DISCLAIMER = "model highlight, not a diagnosis · research aid, not a medical device"
 
 

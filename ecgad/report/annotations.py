@@ -3,7 +3,7 @@
     FOLDER/<path of the record>.ecgad
 
     "   near the start: the score, the p-value and the decision
-    (   a strange stretch begins: on the signal of its lead, with the lead and how strange it is
+    (   a strange interval begins: on the signal of its lead, with the lead and how strange it is
     )   it ends
 
 Only what was read from WFDB headers has them: others have no channels to point at.

@@ -6,7 +6,7 @@ by its path and checksum, and whoever loads it adds `subject` from there. Its st
 
     valueQuantity    the score; in its place dataAbsentReason where the record was not judged
     interpretation   flagged, or no anomaly flagged, at the screening's alpha
-    component        the p-value; each strange stretch: lead (ISO 11073), seconds, strength
+    component        the p-value; each strange interval: lead (ISO 11073), seconds, strength
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _components(row: dict[str, Any]) -> Iterator[Resource]:
 
 
 def _lead(lead: str) -> Resource:
-    text = "strange stretch, all leads" if lead == "all" else f"strange stretch, lead {lead}"
+    text = "strange interval, all leads" if lead == "all" else f"strange interval, lead {lead}"
     if lead not in POTENTIAL:
         return {"text": text}
     code = str((2 << 16) + POTENTIAL[lead])

@@ -9,7 +9,7 @@ other scale exists on the page.
     pulse | II  | aVL | V2 | V5
     pulse | III | aVF | V3 | V6
     pulse | II                     10 s
-    pulse | V2                     only when the strongest stretch of V2 is not in V2's column
+    pulse | V2                     only when the strongest interval of V2 is not in V2's column
 
 The trace is the signal of the file, unfiltered; only its resting level (median) is put on the row's
 baseline. Strangeness is drawn under it: a band over each interval, and the map as a thin bar at the

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ecgad.methods import Description
 
 CHANCE, LITTLE = 0.5, 0.6  # AUROC of damage; the shipped model's is 0.76
-SHOWN = 20  # stretches of a record
+SHOWN = 20  # intervals of a record
 BAR = 24  # characters of the longest bar
 EXTRA: dict[str, str] = dict.fromkeys(("torch", "fvcore", "einops", "onnx", "onnxscript"), "train")
 EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a package
@@ -64,7 +64,7 @@ def summary_table(rows: list[dict[str, Any]], limit: int = 10) -> Table:
     """The strangest of the scored `rows` of a screening, by p-value and then by score."""
     scored = [row for row in rows if _finite(row["score"])]
     ranked = sorted(scored, key=lambda row: (row["p_value"] or 0.0, -row["score"]))
-    table = _table("record", "score>", "p-value>", "decision", "strongest stretch", "quality")
+    table = _table("record", "score>", "p-value>", "decision", "strongest interval", "quality")
     often = Counter(row["record_id"] for row in ranked)
     for row in ranked[:limit]:
         name = row["record_id"] if often[row["record_id"]] == 1 else row["path"]
@@ -192,7 +192,7 @@ def _lead_table(scores: Mapping[str, float]) -> Table:
 
 
 def _interval_table(result: Result) -> Table:
-    table = _table("strange stretch", "strength>")
+    table = _table("strange interval", "strength>")
     for lead, start_s, end_s, score in result.intervals[:SHOWN]:
         table.add_row(_text(interval_words(lead, start_s, end_s)), _text(f"{score:.1f}×"))
     if (more := len(result.intervals) - SHOWN) > 0:
