@@ -26,7 +26,8 @@ from ecgad.report.leaderboard import read_rows, summaries
 from ecgad.tabulate import COLUMNS
 
 BENCHMARKS = ("ptbxl_zscored", "mitbih", "mitbih_more", "damage", "twelve_lead")
-CONTROLS = ("mahalanobis", "mahalanobis-amplitudes", "knn", "knn-untrained", "pca")
+TAUGHT = ("mahalanobis-generated", "knn-generated")  # by generated normals too, as MMAE is
+CONTROLS = ("mahalanobis", "mahalanobis-amplitudes", "knn", "knn-untrained", "pca", *TAUGHT)
 OTHERS = ("mmae", *CONTROLS, "mmae-paper", *sorted(set(names()) - {"mmae", *CONTROLS}))
 
 
