@@ -56,7 +56,7 @@ from torch import Tensor, nn
 
 from ecgad.parts import encoders
 from ecgad.parts.detector import Detector, Evidence, Stage
-from ecgad.parts.layers import conv, initialise, positions
+from ecgad.parts.layers import conv, initialise, positions, resize
 from ecgad.parts.synthesis.pseudo import pseudo_anomalies
 
 RAMP = 200  # steps until `easy` is reached; the paper's 1,000 of 50,000
@@ -265,7 +265,6 @@ class _Head(nn.Module):
     ) -> None:
         super().__init__()
         of, self.tokens = conv(len(grid)), tokens
-        self.mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(grid)]
         self.sizes = [
             tuple(round(n * (g / n) ** (i / LEVELS)) for n, g in zip(tokens, grid, strict=True))
             for i in range(1, LEVELS + 1)
@@ -281,17 +280,17 @@ class _Head(nn.Module):
         y = s.unflatten(2, self.tokens) * s.shape[1]  # of size 1 again: s sums to a cosine
         y = F.gelu(self.levels[0](y))
         for size, level in zip(self.sizes, self.levels[1:], strict=True):  # type: ignore
-            y = F.gelu(level(F.interpolate(y, size=size, mode=self.mode, align_corners=False)))
+            y = F.gelu(level(resize(y, size)))
         return self.classes(y).softmax(1)[:, 1:]
 
 
-def focal(found: Tensor, wanted: Tensor, gamma: float = 2.0) -> Tensor:
-    """Mean of -(1 - p)^gamma log p, p being the probability of the class that is right.
+def focal(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean of -(1 - p)^2 log p, p being the probability of the class that is right.
 
     1e-5 is added to p, as in the release: a clamp would leave without gradient what is most wrong.
     """
     p = torch.where(wanted > 0.5, found, 1 - found) + 1e-5
-    return (-((1 - p) ** gamma) * p.log()).mean()
+    return (-((1 - p) ** 2) * p.log()).mean()
 
 
 def slowed(e: Tensor, d: Tensor, easy: float) -> Tensor:

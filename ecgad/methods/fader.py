@@ -57,7 +57,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgad.parts.detector import Detector, Evidence, Stage
-from ecgad.parts.layers import Block, average_pool, initialise, positions
+from ecgad.parts.layers import Block, average_pool, initialise, positions, take
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
 from ecgad.parts.synthesis.pseudo import pseudo_anomalies
 from ecgad.parts.tokens import Tokens
@@ -182,12 +182,12 @@ class Model(Detector):
 
     def encode(self, u: Tensor, visible: Tensor) -> Tensor:
         """All tokens (b, n, p), of which the encoder sees the visible: (b, v, d)."""
-        return self.encoder(_take(self.embed(u) + self.position, visible))
+        return self.encoder(take(self.embed(u) + self.position, visible))
 
     def decode(self, u: Tensor, z: Tensor, g: Tensor, visible: Tensor) -> Tensor:
         """u_hat, (b, n, p), from the visible (b, v, d) by the gates g (b, v, 1); 1: the base."""
         h = self.hint(u.unflatten(-1, (self.shape[0], -1)).mean(-1))  # (b, n, d)
-        y = g * z + (1 - g) * _take(h, visible)
+        y = g * z + (1 - g) * take(h, visible)
         y = h.scatter(1, visible[..., None].expand_as(y), y)
         return self.head(self.decoder(y + self.decoder_position))
 
@@ -271,8 +271,3 @@ def _sizes(batches: Iterable[Tensor]) -> Tensor:
         count, total = count + v.shape[1], total + v.square().sum(1)
     size = (total / count).sqrt()
     return size.clamp_min(FLAT * float(size.max())).clamp_min(1e-6)
-
-
-def _take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (b, k) of `tokens` (b, n, d): (b, k, d)."""
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -61,7 +61,7 @@ import torch
 from torch import Tensor, nn
 
 from ecgad.parts.detector import Detector, Evidence
-from ecgad.parts.layers import Block, initialise, pick, positions
+from ecgad.parts.layers import Block, initialise, pick, positions, take
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
 from ecgad.parts.normality import Bank, Patches, Quantiles, Rhythm, draw, sums
 from ecgad.parts.tokens import Tokens
@@ -226,7 +226,7 @@ class Model(Detector):
         if "tokens" in self.in_map:
             tokens = self.bank(self._standard(half)).flatten(1)  # (b, H seen)
             columns["tokens"] = _mean(tokens)
-            segments = (pick(tokens, 1, self.seen_slots) * self.seen_weights).sum(2)  # (b, T)
+            segments = (pick(tokens, self.seen_slots) * self.seen_weights).sum(2)  # (b, T)
             apart["tokens"] = segments[:, None]
         if "quantiles" in self.whole:
             columns["quantiles"] = self.quantiles(x)
@@ -246,13 +246,13 @@ class Model(Detector):
         """The point score of eq. 5, (b, told, p), from segments and their encoded tokens."""
         out = self.decode(z, self.visible[: len(self.masked)], self.masked)  # (b, rounds, m, p)
         target = normalise(u)
-        error = (out - pick(target, 1, self.masked_segment)).square().flatten(1, 2)
-        return (pick(error, 1, self.slots) * self.weights[..., None]).sum(2)
+        error = (out - pick(target, self.masked_segment)).square().flatten(1, 2)
+        return (pick(error, self.slots) * self.weights[..., None]).sum(2)
 
     def _half(self, x: Tensor) -> Tensor:
         """Each masking's visible tokens half way through the encoder, (b, H, v, d)."""
         u = self.embed(self.tokens.split(x))
-        z = pick(u, 1, self.visible_segment) + self.position[self.visible]
+        z = pick(u, self.visible_segment) + self.position[self.visible]
         z = self.blocks[: len(self.blocks) // 2](z.flatten(0, 1))
         return z.unflatten(0, (x.shape[0], -1))
 
@@ -344,9 +344,9 @@ class Model(Detector):
         visible = torch.cat([seen_g, n + seen_l], dim=1)
         masked = torch.cat([hidden_g, n + hidden_l], dim=1)
         u = self.tokens.split(x)
-        z = _take(self.embed(u), place.gather(1, visible)) + self.position[visible]
+        z = take(self.embed(u), place.gather(1, visible)) + self.position[visible]
         out = self.decode(self.encode(z), visible, masked)
-        error = (out - _take(normalise(u), place.gather(1, masked))).square().mean(-1)  # (b, m)
+        error = (out - take(normalise(u), place.gather(1, masked))).square().mean(-1)  # (b, m)
         global_error, local_error = error.split([hidden_g.shape[1], hidden_l.shape[1]], dim=1)
         return global_error.mean() + c.local_weight * local_error.mean()
 
@@ -371,11 +371,6 @@ def normalise(u: Tensor) -> Tensor:
 def _divisor(n: int, most: int) -> int:
     """The largest divisor of n that is no larger than `most`, and at least 1."""
     return max(d for d in range(1, max(most, 1) + 1) if n % d == 0)
-
-
-def _take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (b, k) of `tokens` (b, n, d): (b, k, d)."""
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def _average_over(segment: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:

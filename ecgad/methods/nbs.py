@@ -13,7 +13,7 @@ learns from is decided by a sampler: `uniform`, in proportion to the `loss`, or 
                 ^            |                                                |
               policy <-- rewards           profile (H errors of each token and lead) --> predictor
 
-Paper to here: AE loss L = `Model.sampling`; L_p = `weighted_bce` with alpha = max(0.1, 1 - j / J)
+Paper to here: AE loss L = `Model.loss`; L_p = `weighted_bce` with alpha = max(0.1, 1 - j / J)
 (0 in the release, where false alarms then cost nothing); R = beta (R_clone + R_cover) + (1 - beta)
 R_pred in `Policy.rewards`. The masks are no labels: the predictor learns on synthetic damage,
 `pseudo_anomalies`, put into records taken as usual. The release's policy never learns, because its
@@ -178,7 +178,7 @@ class Model(Detector):
         return [*lives, Stage("predictor", judge, self.prediction, 0.4)]
 
     def live(self, x: Tensor, life: int) -> Tensor:
-        """`sampling`, in the life it belongs to: the first step of a new one begins with birth."""
+        """`loss`, in the life it belongs to: the first step of a new one begins with birth."""
         if int(self.life) < life:
             c = self.config
             for old, new in zip(
@@ -187,12 +187,9 @@ class Model(Detector):
                 old.data.copy_(new)
             self.snapshots.clear(list(self.autoencoder))
             self.life.fill_(life)
-        return self.sampling(x)
+        return self.loss(x)
 
     def loss(self, x: Tensor) -> Tensor:
-        return self.sampling(x)
-
-    def sampling(self, x: Tensor) -> Tensor:
         """The autoencoder's error on the drawn tokens, and the predictor's loss.
 
         The policy's loss adds its gradient and no value: its level says nothing of progress.

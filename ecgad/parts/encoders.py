@@ -157,10 +157,7 @@ class Lite(Encoder):
         return found
 
     def encode(self, x: Tensor) -> Tensor:
-        found = [
-            F.interpolate(z, size=self.grid, mode="bilinear", align_corners=False)
-            for z in self.levels(x)
-        ]
+        found = [resize(z, self.grid) for z in self.levels(x)]
         return torch.cat(found, dim=1).flatten(2).transpose(1, 2)[:, None]  # (b, 1, n, d)
 
 

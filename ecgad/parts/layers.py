@@ -120,12 +120,14 @@ def _of_axes(axes: int, *kinds: Callable[..., nn.Module]) -> Callable[..., nn.Mo
     return kinds[axes - 1]
 
 
-def pick(x: Tensor, dim: int, index: Tensor) -> Tensor:
-    """`x` where `index` (any shape) points to along `dim`, whose place the axes of `index` take.
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """`x[:, index]`, but one Gather in ONNX, where that is a GatherND between transposes."""
+    return x.index_select(1, index.flatten()).unflatten(1, tuple(index.shape))
 
-    As `x[:, index]` for dim 1, but one Gather in ONNX, where that is a GatherND between transposes.
-    """
-    return x.index_select(dim, index.flatten()).unflatten(dim, tuple(index.shape))
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (b, k) of `tokens` (b, n, d), for each sample its own: (b, k, d)."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def positions(n: int, width: int) -> nn.Parameter:

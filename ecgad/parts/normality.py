@@ -299,7 +299,7 @@ class Rhythm(nn.Module):
         speed = torch.cat([x[..., 1:] - x[..., :-1], torch.zeros_like(x[..., :1])], -1).abs()
         speed = reduce(torch.add, speed.unbind(1))  # `sum` rounds otherwise in larger batches
         speed = speed[:, : self.length * self.pool].unflatten(1, (self.length, self.pool)).mean(2)
-        cut = pick(speed, 1, self.get_buffer("pieces"))  # (b, pieces, samples)
+        cut = pick(speed, self.get_buffer("pieces"))  # (b, pieces, samples)
         cut = cut - cut.mean(-1, keepdim=True)
         waves = (cut @ self.get_buffer("waves")).unflatten(-1, (2, -1))  # cosines and sines
         product = waves.square().sum(-2) @ self.get_buffer("back")

@@ -69,7 +69,7 @@ def reinforce(logits: Tensor, drawn: Tensor, advantage: Tensor, weight: float) -
     return -(earned + weight * entropy(logits)).mean()
 
 
-def prioritised(error: Tensor, exponent: float = 0.6) -> Tensor:
+def prioritised(error: Tensor, exponent: float) -> Tensor:
     """Logits of draws in proportion to loss ** exponent, (b, n)."""
     return exponent * error.detach().clamp_min(1e-12).log()
 

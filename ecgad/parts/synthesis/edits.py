@@ -28,7 +28,7 @@ _CHANGED_MV = 0.02  # less than this is not seen on paper: half a millimetre is 
 
 def replace(x: np.ndarray, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
     """P1: a stretch of 2-15 % blended with another stretch of the record, perhaps turned over."""
-    start, length = _stretch(x.shape[1], 0.02, 0.15, rng)
+    start, length = _stretch(x.shape[1], rng)
     source = int(rng.integers(x.shape[1] - length))
     piece = x[:, source : source + length] * rng.choice([-1, 1])
     piece = piece[:, ::-1] if rng.random() < 0.5 else piece
@@ -49,7 +49,7 @@ def blend(x: np.ndarray, rate_hz: float, rng: np.random.Generator) -> np.ndarray
 
 def cut_add_paste(x: np.ndarray, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
     """P3: a stretch of 2-15 % cut elsewhere, pasted with a linear trend of up to 0.4 mV added."""
-    start, length = _stretch(x.shape[1], 0.02, 0.15, rng)
+    start, length = _stretch(x.shape[1], rng)
     source = int(rng.integers(x.shape[1] - length))
     trend = rng.uniform(-0.4, 0.4) * np.linspace(-0.5, 0.5, length)
     piece = x[:, source : source + length] + trend
@@ -176,8 +176,9 @@ def _s(seconds: float, rate_hz: float) -> int:
     return max(round(seconds * rate_hz), 1)
 
 
-def _stretch(n: int, low: float, high: float, rng: np.random.Generator) -> tuple[int, int]:
-    length = round(rng.uniform(low, high) * n)
+def _stretch(n: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Start and length of 2-15 % of `n` samples."""
+    length = round(rng.uniform(0.02, 0.15) * n)
     return int(rng.integers(n - length)), length
 
 
