@@ -55,7 +55,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgad.parts import encoders
-from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.parts.detector import Detector, Evidence, Stage, at_least
 from ecgad.parts.layers import conv, initialise, positions, resize
 from ecgad.parts.synthesis.pseudo import pseudo_anomalies
 
@@ -82,9 +82,7 @@ class Config:
     recordwide: bool = True  # also repair damage that repeats in every beat
 
     def __post_init__(self) -> None:
-        for name in ("groups", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        at_least(self, 1, "groups", "depth", "heads")
         for name in ("mask", "dropout", "easy"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; from 0 on, and below 1")
@@ -94,8 +92,7 @@ class Config:
             raise ValueError(
                 f"loudness is {self.loudness} and residual {self.residual}; 0 or more, and 0 to 1"
             )
-        if self.head_width < 2**LEVELS:
-            raise ValueError(f"head_width is {self.head_width}; at least {2**LEVELS} is needed")
+        at_least(self, 2**LEVELS, "head_width")
         if not 0 < self.share < 1:
             raise ValueError(f"share is {self.share}; the stages need some each, 0 < share < 1")
 

@@ -56,7 +56,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.parts.detector import Detector, Evidence, Stage, at_least
 from ecgad.parts.layers import Block, average_pool, initialise, positions, take
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
 from ecgad.parts.synthesis.pseudo import pseudo_anomalies
@@ -89,14 +89,10 @@ class Config:
             raise ValueError(f"ratio is {self.ratio}; a share between 0 and 0.5 can be hidden")
         if not 0 <= self.gate_share < 1:
             raise ValueError(f"gate_share is {self.gate_share}; a share of 0 to 1 is needed")
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        at_least(self, 1, "width", "depth", "heads")
         if not 1 <= self.reduction <= self.width:
             raise ValueError(f"reduction is {self.reduction}; between 1 and width {self.width}")
-        for name in ("margin", "beta", "active", "attenuation"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 0 is needed")
+        at_least(self, 0, "margin", "beta", "active", "attenuation")
 
 
 class Model(Detector):

@@ -61,7 +61,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgad.parts import encoders
-from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.parts.detector import Detector, Evidence, Stage, at_least
 from ecgad.parts.layers import conv, resize
 from ecgad.parts.normality import Gaussians
 from ecgad.parts.synthesis.pseudo import pseudo_anomalies
@@ -88,9 +88,7 @@ class Config:
     shares: tuple[float, ...] = (0.3, 0.7)  # of the budget: L, then the rest
 
     def __post_init__(self) -> None:
-        for name in ("stride", "fused", "bottleneck", "components", "kernel", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        at_least(self, 1, "stride", "fused", "bottleneck", "components", "kernel", "context")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths are {self.widths}; one positive number for each level")
         if self.kernel % 2 == 0 or self.context % 2 == 0:

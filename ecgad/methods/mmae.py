@@ -60,7 +60,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from ecgad.parts.detector import Detector, Evidence
+from ecgad.parts.detector import Detector, Evidence, at_least
 from ecgad.parts.layers import Block, initialise, pick, positions, take
 from ecgad.parts.masks import complement, complement_schedule, masked_count, random_split
 from ecgad.parts.normality import Bank, Patches, Quantiles, Rhythm, draw, sums
@@ -93,9 +93,7 @@ class Config:
         for name in ("ratio", "hidden"):
             if not 0 < (share := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {share}; a share between 0 and 1 can be hidden")
-        for name in ("rounds", "width", "depth", "heads", "decoder_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        at_least(self, 1, "rounds", "width", "depth", "heads", "decoder_width")
         if self.error < 0:
             raise ValueError(f"error is {self.error}; a number of maskings, 0 for none of them")
         if unknown := set(self.beside) - set(BESIDE):

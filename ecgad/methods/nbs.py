@@ -52,7 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.parts.detector import Detector, Evidence, Stage, at_least
 from ecgad.parts.layers import conv
 from ecgad.parts.sampling import (
     Policy,
@@ -92,15 +92,9 @@ class Config:
             raise ValueError(f"share is {self.share}; above 0, at most 1, of the tokens are drawn")
         if not self.growth >= 1:
             raise ValueError(f"growth is {self.growth}; at least 1, or states are never kept")
-        for name in ("exponent", "entropy"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 0 is needed")
-        for name, least in {
-            "bottleneck": 1, "hidden": 1, "rounds": 2, "beta_horizon": 1, "alpha_horizon": 1,
-            "lives": 1,
-        }.items():  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least {least} is needed")
+        at_least(self, 0, "exponent", "entropy")
+        at_least(self, 1, "bottleneck", "hidden", "beta_horizon", "alpha_horizon", "lives")
+        at_least(self, 2, "rounds")
 
 
 class Model(Detector):

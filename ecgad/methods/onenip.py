@@ -55,7 +55,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgad.parts import encoders
-from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.parts.detector import Detector, Evidence, Stage, at_least
 from ecgad.parts.layers import (
     CrossAttention,
     batch_norm,
@@ -89,12 +89,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.prompting not in ("content", "position"):
             raise ValueError(f"prompting is {self.prompting!r}; there are 'content' and 'position'")
-        for name in ("prompts", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        for name in ("jitter", "depth"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; 0 or more is possible")
+        at_least(self, 1, "prompts", "width", "heads")
+        at_least(self, 0, "jitter", "depth")
         if not 0 <= self.fusion <= 1 or not 0 < self.refining < 1:
             raise ValueError(
                 f"fusion is {self.fusion} and refining {self.refining}; both are shares, "

@@ -57,7 +57,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecgad.parts import encoders
-from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.parts.detector import Detector, Evidence, Stage, at_least
 from ecgad.parts.transport import INDEPENDENT, Bank, grid_cost, lead_cost, lead_vectors
 
 
@@ -83,9 +83,7 @@ class Config:
         for name in ("epsilon", "relax"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is above 0")
-        for name in ("levels", "prototypes", "local", "steps", "patch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        at_least(self, 1, "levels", "prototypes", "local", "steps", "patch")
         rising = len(self.lags) == 2 and 0 < self.lags[0] < self.lags[1] < self.window
         if self.window and not rising:
             raise ValueError(

@@ -57,7 +57,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecgad.parts.detector import Detector, Evidence, Stage
+from ecgad.parts.detector import Detector, Evidence, Stage, at_least
 from ecgad.parts.layers import average_pool, conv, conv_transpose
 from ecgad.parts.synthesis.pseudo import pseudo_anomalies
 
@@ -76,9 +76,7 @@ class Config:
     recordwide: bool = True  # also learn damage that repeats in every beat
 
     def __post_init__(self) -> None:
-        for name in ("depth", "width", "detail_width", "cross_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        at_least(self, 1, "depth", "width", "detail_width", "cross_width")
         if self.kernel < 1 or self.kernel % 2 == 0 or self.envelope % 2 != (self.envelope > 0):
             raise ValueError(
                 f"kernel is {self.kernel}, envelope {self.envelope}; each has a middle sample, "

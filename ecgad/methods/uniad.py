@@ -51,7 +51,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from ecgad.parts import encoders
-from ecgad.parts.detector import Detector, Evidence
+from ecgad.parts.detector import Detector, Evidence, at_least
 from ecgad.parts.layers import CrossAttention, initialise, positions
 from ecgad.parts.neighbours import EncoderLayer, Places, jittered, mlp, neighbours
 
@@ -76,13 +76,8 @@ class Config:
             raise ValueError(
                 f"jitter is {self.jitter} and dropout {self.dropout}; from 0 on, dropout below 1"
             )
-        if self.encoder_depth < 0:
-            raise ValueError(
-                f"encoder_depth is {self.encoder_depth}; 0 or more layers are possible"
-            )
-        for name in ("width", "decoder_depth", "heads", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        at_least(self, 0, "encoder_depth")
+        at_least(self, 1, "width", "decoder_depth", "heads", "mlp_ratio")
 
 
 class Model(Detector):

@@ -112,6 +112,13 @@ def check_evidence(model: Detector, x: Tensor) -> None:
                 )
 
 
+def at_least(config: object, least: float, *names: str) -> None:
+    """Raises `ValueError` where one of the fields `names` of `config` is less than `least`."""
+    for name in names:
+        if (value := getattr(config, name)) < least:
+            raise ValueError(f"{name} is {value}; at least {least} is needed")
+
+
 def _check_form(model: Detector, found: object, x: Tensor) -> None:
     """Of what forward gave for `x` (b, c, *grid)."""
     if not isinstance(found, Evidence) or not all(isinstance(part, Tensor) for part in found):
