@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ecgad import image_plans
-from ecgad.benchmarks import Case, Sets
+from ecgad.benchmarks import LEARNED, Case, Sets
 from ecgad.bundle import Bundle, load, load_detector
 from ecgad.calibrate import Calibration
 from ecgad.learn import (
@@ -309,8 +309,7 @@ def _digest(
 def normals(sets: Sets, preparation: AnyPreparation) -> Normals:
     """A benchmark's normals, prepared; what cannot be assessed is left out."""
     parts = [
-        [p for p in prepared_cases(sets, part, preparation) if p is not None]
-        for part in ("train", "held_out", "calibration")
+        [p for p in prepared_cases(sets, part, preparation) if p is not None] for part in LEARNED
     ]
     twelve = isinstance(preparation, Preparation) and len(preparation.leads) == 12
     probe = [c.record for c in sets.held_out if c.mv] if twelve else []

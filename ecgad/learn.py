@@ -24,7 +24,7 @@ from ecgad.calibrate import Calibration
 from ecgad.card import SCHEMA
 from ecgad.files import whole
 from ecgad.prepare.image import AnyPreparation, AnyPrepared, ImagePreparation, smoothing
-from ecgad.prepare.signal import Preparation, Prepared, prepare
+from ecgad.prepare.signal import Preparation, Prepared, prepare, select
 from ecgad.recalibrate import calibration_score, calibration_scores, fingerprint, usable, why_not
 from ecgad.record import LEADS, Record, check_record
 from ecgad.score import EDGE_S, Rule, features, fit_rule, row_validity, score
@@ -180,11 +180,10 @@ def learn(
 ) -> Bundle:
     """As `train`, from sets that are already apart."""
     from ecgad.export import run_torch
-    from ecgad.methods import build
 
     preparation, budget = preparation or Preparation(), budget or Budget()
     started = time.monotonic()
-    model = _build(build, method, preparation, settings, seed)
+    model = _build(method, preparation, settings, seed)
     signals = isinstance(preparation, Preparation)
     probe = damage_probe(normals.probe, preparation) if normals.probe and signals else None
     common: dict[str, Any] = {"seed": seed, "device": device, "report": report, "probe": probe}
@@ -255,7 +254,7 @@ def calibrate(
 
 
 def damage_probe(
-    records: Sequence[Record], preparation: Preparation, seed: int = 0
+    records: Sequence[Record], preparation: Preparation
 ) -> Callable[..., float] | None:
     """A function that gives a model's AUROC of held-out normals against damaged copies of them.
 
@@ -264,9 +263,10 @@ def damage_probe(
     """
     from ecgad.parts.synthesis.edits import DAMAGE, damage
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     clean, damaged = [], []
-    for number, record in enumerate(_twelve(r) for r in records if set(LEADS) <= set(r.leads)):
+    twelve = (select(r, LEADS) for r in records if set(LEADS) <= set(r.leads))  # as `damage` asks
+    for number, record in enumerate(twelve):
         kind = list(DAMAGE)[number % len(DAMAGE)]
         changed, _ = damage(record.signal, record.rate_hz, kind, rng)
         altered = replace(record, signal=changed)
@@ -287,12 +287,6 @@ def damage_probe(
     return probe
 
 
-def _twelve(record: Record) -> Record:
-    """In the order that `damage` knows."""
-    rows = [record.leads.index(lead) for lead in LEADS]
-    return replace(record, signal=record.signal[rows], valid=record.valid[rows], leads=LEADS)
-
-
 def _window_score(run: Run, x: np.ndarray, whole: tuple[str, ...], rule: Rule | None) -> float:
     """Of one window (leads, time), by `rule`; without one, the map's mean."""
     map, rest = run(x[None])
@@ -307,9 +301,11 @@ def prepared_windows(prepared: Iterable[AnyPrepared]) -> np.ndarray:
 
 
 def _build(
-    build: Callable, method: str, preparation: AnyPreparation, settings: Mapping | None, seed: int
+    method: str, preparation: AnyPreparation, settings: Mapping | None, seed: int
 ) -> Detector:
     import torch
+
+    from ecgad.methods import build
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)

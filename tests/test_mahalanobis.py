@@ -16,7 +16,6 @@ from ecgad import methods
 from ecgad.methods.mahalanobis import _Axis, quantiles, spectrum
 from ecgad.methods.mahalanobis import _basis as basis_of
 from ecgad.methods.mahalanobis import _starts as starts_of
-from ecgad.parts.normality import lagged_covariance
 
 SMALL = {"bands": 4, "piece": 64, "lags": (1, 3)}
 
@@ -53,16 +52,6 @@ def test_the_slope_is_the_step_between_neighbours_along_each_axis_of_a_picture()
         steps = np.abs(np.diff(x[:, 0].numpy(), axis=axis)).reshape(2, -1)
         expected = np.quantile(steps, 0.3, axis=1)
         assert min(np.abs(ours.numpy() - expected[:, None]).max(axis=0)) < 1e-6
-
-
-@pytest.mark.parametrize("lag", [0, 1, 3])
-def test_lagged_covariance_is_its_definition(lag):
-    x = records(2, leads=3, t=50)
-    ours = lagged_covariance(x, lag).reshape(2, 3, 3).numpy()
-    centred = x.double().numpy() - x.double().numpy().mean(axis=2, keepdims=True)
-    for b, i, j in np.ndindex(ours.shape):
-        products = [centred[b, i, t] * centred[b, j, t + lag] for t in range(50 - lag)]
-        assert ours[b, i, j] == pytest.approx(np.mean(products), abs=1e-5)
 
 
 def test_a_spectrum_is_the_mean_of_the_bins_of_a_tapered_periodogram():

@@ -342,7 +342,7 @@ def test_muscle_noise_moves_the_quantiles_of_averages_less():
     assert moved[0] < 0.5 * moved[1]
 
 
-@pytest.mark.parametrize("lag", [0, 3])
+@pytest.mark.parametrize("lag", [0, 1, 3])
 def test_the_covariance_of_leads_is_that_of_each_with_each_some_samples_later(lag):
     along = torch.randn(2, 3, 4, 11)  # four rows of 11 samples of each lead
     x = along.numpy() - along.numpy().mean((2, 3), keepdims=True)

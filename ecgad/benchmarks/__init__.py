@@ -20,6 +20,8 @@ from ecgad.prepare.image import AnyPreparation, Image
 from ecgad.prepare.signal import Preparation
 from ecgad.record import Record
 
+LEARNED = ("train", "held_out", "calibration")  # the sets of `Sets` that hold normals alone
+
 
 @dataclass(frozen=True, eq=False)
 class Case:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ecgad.benchmarks import Case, Sets, split, twelve_lead
 from ecgad.parts.synthesis.edits import damage
-from ecgad.prepare.signal import derive
+from ecgad.prepare.signal import derive, select
 from ecgad.record import LEADS
 
 KINDS = ("replace", "warp", "band", "smooth", "st_shift", "rhythm")  # fixed, as the numbers are
@@ -43,11 +43,9 @@ def pairs(cases: list[Case], kind: str) -> Iterator[Case]:
         record = derive(case.record)
         if not set(LEADS) <= set(record.leads):
             continue
-        order = [record.leads.index(lead) for lead in LEADS]
-        signal, valid = record.signal[order], record.valid[order]
+        whole = replace(select(record, LEADS), derived=())
         rng = np.random.default_rng((SEED, KINDS.index(kind), number))
-        damaged, truth = damage(signal, record.rate_hz, kind, rng)
-        whole = replace(record, signal=signal, valid=valid, leads=LEADS, derived=())
+        damaged, truth = damage(whole.signal, whole.rate_hz, kind, rng)
         yield replace(case, stored=whole, source=kind, truth=np.zeros(truth.shape, bool))
-        hurt = replace(whole, signal=np.where(valid, damaged, 0).astype(np.float32))
+        hurt = replace(whole, signal=np.where(whole.valid, damaged, 0).astype(np.float32))
         yield replace(case, stored=hurt, source=kind, abnormal=True, label=kind, truth=truth)

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ecgad.benchmarks import Case, Sets
+from ecgad.benchmarks import LEARNED, Case, Sets
 from ecgad.prepare.image import Image, ImagePreparation
-
-PARTS = ("train", "held_out", "calibration", "test")
 
 
 def arrays(root: Path, names: Sequence[str], published: str) -> dict[str, np.ndarray]:
@@ -45,13 +43,13 @@ def sets(parts: Sequence[Sequence[Case]], name: str, licence: str, card: dict[st
     Raises `ValueError` when a patient is in two of them, or what is learned from is not normal.
     """
     known: dict[str, str] = {}
-    for part, cases in zip(PARTS, parts, strict=True):
+    for part, cases in zip((*LEARNED, "test"), parts, strict=True):
         for one in cases:
             if (first := known.setdefault(one.patient, part)) != part:
                 raise ValueError(f"patient {one.patient} is in {first} and in {part}")
             if one.abnormal and part != "test":
                 raise ValueError(f"{one.case_id} in {part} is not normal")
-    counts = {part: len(cases) for part, cases in zip(PARTS[:3], parts, strict=False)}
+    counts = {part: len(cases) for part, cases in zip(LEARNED, parts, strict=False)}
     sources = [{"name": name, "licence": licence, **counts}]
     return Sets(
         *parts,

@@ -17,7 +17,7 @@ import numpy as np
 
 from ecgad.benchmarks import Case, Sets, shipped
 from ecgad.parts.synthesis.edits import NOISE, noise
-from ecgad.prepare.signal import derive
+from ecgad.prepare.signal import derive, select
 from ecgad.record import LEADS
 
 SNR_DB = 12.0
@@ -41,10 +41,9 @@ def noisy(cases: list[Case], kind: str) -> Iterator[Case]:
         record = derive(case.record)
         if not set(LEADS) <= set(record.leads) or record.rate_hz <= 100 and kind == "mains":
             continue
-        order = [record.leads.index(lead) for lead in LEADS]
-        signal, valid = record.signal[order], record.valid[order]
+        stored = replace(select(record, LEADS), derived=())
         if kind != "none":
             rng = np.random.default_rng((SEED, list(NOISE).index(kind), number))
-            signal = np.where(valid, noise(signal, record.rate_hz, kind, SNR_DB, rng), 0)
-        stored = replace(record, signal=signal, valid=valid, leads=LEADS, derived=())
+            heard = noise(stored.signal, stored.rate_hz, kind, SNR_DB, rng)
+            stored = replace(stored, signal=np.where(stored.valid, heard, 0))
         yield replace(case, stored=stored, source=kind, label=kind)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ecgad.benchmarks import (
+    LEARNED,
     Case,
     Sets,
     brugada_huca,
@@ -81,22 +82,11 @@ def load(root: Path) -> Sets:
 
 def source_table(sets: Sets) -> list[dict[str, str | int]]:
     """For the model card: how many records of each source are in each set, and their licence."""
-    return [
-        {
-            "name": module.__name__.rpartition(".")[2],
-            **{part: _count(getattr(sets, part), module) for part in _PARTS},
-            "licence": module.LICENCE,
-        }
-        for module in (ptbxl_zscored, brugada_huca)
-    ]
-
-
-_PARTS = ("train", "held_out", "calibration")
-
-
-def _count(cases: Sequence[Case], module: object) -> int:
-    name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
-    return sum(case.source == name for case in cases)
+    rows = []
+    for name, module in (("ptbxl_zscored", ptbxl_zscored), ("brugada_huca", brugada_huca)):
+        counts = {part: sum(c.source == name for c in getattr(sets, part)) for part in LEARNED}
+        rows.append({"name": name, **counts, "licence": module.LICENCE})
+    return rows
 
 
 def _challenge_patients(root: Path, cases: Sequence[Case]) -> set[str]:

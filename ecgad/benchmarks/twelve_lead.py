@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ecgad.benchmarks import Case, Sets, brugada_huca, challenge2021, cpsc2018, ludb, split
+from ecgad.benchmarks import LEARNED, Case, Sets, brugada_huca, challenge2021, cpsc2018, ludb, split
 
 SOURCES = {m.__name__.rpartition(".")[2]: m for m in (ludb, cpsc2018, challenge2021, brugada_huca)}
 GENERATED = 10_000
-PARTS = ("train", "held_out", "calibration")
 
 
 def load(root: Path) -> list[Sets]:
@@ -30,15 +29,12 @@ def _without(name: str, cases: dict[str, list[Case]]) -> Sets:
 
 def card(parts: list[list[Case]]) -> dict:
     """For the model card: how many records of which source are in train, held out, calibration."""
-    counts = {
-        source: {k: sum(c.source == source for c in v) for k, v in zip(PARTS, parts, strict=False)}
-        for source in SOURCES
-    }
-    rows = [
-        {"name": source, **count, "licence": SOURCES[source].LICENCE}
-        for source, count in counts.items()
-        if any(count.values())
-    ]
+    rows = []
+    for source, module in SOURCES.items():
+        counts = [sum(case.source == source for case in part) for part in parts]
+        if any(counts):
+            count = dict(zip(LEARNED, counts, strict=False))
+            rows.append({"name": source, **count, "licence": module.LICENCE})
     return {
         "sources": rows,
         "trained_on": "generated normals, then those of " + ", ".join(r["name"] for r in rows),

@@ -65,7 +65,15 @@ def build(name: str, shape: tuple[int, ...], settings: Mapping[str, Any] | None 
 def configured(name: str, settings: Mapping[str, Any]) -> Any:
     """The `Config` of method `name` with these settings. Raises what `build` raises for them."""
     _known(name)
-    return _config(name, import_module(f"{__name__}.{name}").Config, settings)
+    config = import_module(f"{__name__}.{name}").Config
+    fields = [field.name for field in dataclasses.fields(config)]
+    for key in settings:
+        if key not in fields:
+            near = get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise TypeError(f"{name} has no setting {key!r}; {hint}there are: {', '.join(fields)}")
+    kinds = get_type_hints(config)
+    return config(**{key: _value(key, kinds[key], value) for key, value in settings.items()})
 
 
 def as_settings(pairs: Iterable[str] | None) -> dict[str, str]:
@@ -96,17 +104,6 @@ def as_shape(sizes: str) -> tuple[int, ...]:
 def _known(name: str) -> None:
     if name not in names():
         raise ValueError(f"no method {name!r}; there are: {', '.join(names())}")
-
-
-def _config(name: str, config: type, settings: Mapping[str, Any]) -> Any:
-    fields = [field.name for field in dataclasses.fields(config)]
-    for key in settings:
-        if key not in fields:
-            near = get_close_matches(key, fields, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise TypeError(f"{name} has no setting {key!r}; {hint}there are: {', '.join(fields)}")
-    kinds = get_type_hints(config)
-    return config(**{key: _value(key, kinds[key], value) for key, value in settings.items()})
 
 
 def _value(key: str, kind: Any, value: Any) -> Any:

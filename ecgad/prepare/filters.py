@@ -105,11 +105,11 @@ def _polyphase_matrix(up: int, down: int) -> tuple[np.ndarray, int, int]:
 
 
 @lru_cache
-def _gaussian_matrix(deviation: float, block: int = 16) -> tuple[np.ndarray, int, int]:
+def _gaussian_matrix(deviation: float) -> tuple[np.ndarray, int, int]:
     """As `_polyphase_matrix`, of a Gaussian that ends four deviations from its middle."""
     from scipy.ndimage import gaussian_filter1d
 
-    reach = int(4 * deviation + 0.5)
+    reach, block = int(4 * deviation + 0.5), 16
     impulses = np.eye(block + 4 * reach)[2 * reach :][:block]  # away from the ends
     spread = gaussian_filter1d(impulses, deviation, axis=1) if deviation else impulses
     return spread[:, reach : reach + block + 2 * reach].T.astype(np.float32), reach, block

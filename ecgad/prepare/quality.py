@@ -44,11 +44,11 @@ class Assessment(NamedTuple):
 
 
 @np.errstate(over="ignore")  # values near the end of float32
-def assess(record: Record, min_leads: int = 1) -> Assessment:
+def assess(record: Record) -> Assessment:
     """Grades a record and says which samples may be judged; never raises for an odd signal.
 
-    `reject`: the unit is implausible, or fewer than `min_leads` leads are usable. `limited`:
-    something is masked or doubtful, or the reader had a warning. Otherwise `ok`.
+    `reject`: the unit is implausible, or no lead is usable. `limited`: something is masked or
+    doubtful, or the reader had a warning. Otherwise `ok`.
     """
     x = np.ascontiguousarray(record.signal)  # (leads, time) mV
     ok = np.ascontiguousarray(record.valid & np.isfinite(x))
@@ -86,11 +86,8 @@ def assess(record: Record, min_leads: int = 1) -> Assessment:
         *_say_how_long(record, _but(wild, lost), f"{WILD_MV:g} mV or more off its median"),
         *_einthoven(record, x, usable),
     ]
-    if (left := int((2 * _count(usable) >= time).sum())) < min_leads:
-        few = (
-            f"{left} leads are usable; at least {min_leads} needed" if left else "no lead is usable"
-        )
-        return _reject(ok, [few, *reasons])
+    if not (2 * _count(usable) >= time).any():
+        return _reject(ok, ["no lead is usable", *reasons])
     return Assessment(Quality("limited" if reasons else "ok", tuple(reasons)), usable)
 
 

@@ -181,7 +181,7 @@ def prepare(record: Record, preparation: Preparation, usable: np.ndarray | None 
         )
     keep = record.valid if usable is None else record.valid & usable
     record = _without_lost(replace(record, signal=_bridge(record.signal, keep), valid=keep))
-    record = _select(resample(derive(record), preparation.rate_hz), preparation.leads)
+    record = select(resample(derive(record), preparation.rate_hz), preparation.leads)
     band = preparation.order, preparation.band_hz, preparation.rate_hz
     filtered = bandpass(record.signal, *band).astype(np.float32)
     signal = _scale(filtered, record.valid, preparation)
@@ -226,8 +226,11 @@ def _bridge(signal: np.ndarray, keep: np.ndarray) -> np.ndarray:
     return out
 
 
-def _select(record: Record, leads: tuple[str, ...]) -> Record:
-    """Exactly `leads`, by name; an absent one is 0 and nowhere valid."""
+def select(record: Record, leads: tuple[str, ...]) -> Record:
+    """Exactly `leads`, by name and in this order; an absent one is 0 and nowhere valid.
+
+    Raises `ValueError` when the record has none of them.
+    """
     if record.leads == leads:
         return record
     rows = [record.leads.index(lead) if lead in record.leads else None for lead in leads]
