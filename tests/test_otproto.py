@@ -12,7 +12,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from ecgad import methods
-from ecgad.parts.transport import INDEPENDENT, grid_cost, lead_vectors
+from ecgad.parts.synthesis.edits import INDEPENDENT
+from ecgad.parts.transport import grid_cost, lead_vectors
 
 SMALL = {"encoder": "raw:20", "prototypes": 24, "local": 24, "steps": 6, "ema": 0.8}
 SHORT = SMALL | {"window": 160, "lags": (30, 100)}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ecgad.parts import transport
+from ecgad.parts.synthesis.edits import INDEPENDENT
 from ecgad.parts.transport import Bank
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -114,7 +115,7 @@ def test_the_inverse_of_the_leads_vectors_is_the_published_inverse_dower_matrix(
         [-0.227, 0.887, 0.057, -0.019, -0.106, -0.022, 0.041, 0.048],
         [0.022, 0.102, -0.229, -0.310, -0.246, -0.063, 0.055, 0.108],
     ]
-    eight = transport.lead_vectors()[list(transport.INDEPENDENT)]
+    eight = transport.lead_vectors()[INDEPENDENT]
     np.testing.assert_allclose(torch.linalg.pinv(eight), published, atol=2e-3)
 
 

@@ -58,7 +58,8 @@ from torch import Tensor, nn
 
 from ecgad.parts import encoders
 from ecgad.parts.detector import Detector, Evidence, Stage, at_least
-from ecgad.parts.transport import INDEPENDENT, Bank, grid_cost, lead_cost, lead_vectors
+from ecgad.parts.synthesis.edits import INDEPENDENT
+from ecgad.parts.transport import Bank, grid_cost, lead_cost, lead_vectors
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def _view(leads: int) -> Tensor:
     if leads != 12:
         return torch.eye(leads)
     view = torch.zeros(3, 12)
-    view[:, INDEPENDENT] = torch.linalg.pinv(lead_vectors()[list(INDEPENDENT)])
+    view[:, INDEPENDENT] = torch.linalg.pinv(lead_vectors()[INDEPENDENT])
     return view
 
 

@@ -24,28 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ecgad.parts.synthesis.vcg import DOWER
+
 ITERATIONS = 100  # of Sinkhorn's scaling, the authors' number
 SAMPLE = 1600  # tokens of a batch in one plan; more of them cost time in proportion
 FARTHEST = 500  # epsilons of a cost, beyond which no plan sends less: exp(-745) is 0 to float64
 CONSTANT = 0.8  # of a lifted token, whose direction has length 1 where its energy is the mean
 FLOOR = 1e-3  # of a spread over records, in units of the cost: one record has none
 
-DOWER = (  # what a lead sees of a dipole that points left, down and back; Dower et al., 1980
-    (0.632, -0.235, 0.059),  # I
-    (0.235, 1.066, -0.132),  # II
-    (-0.515, 0.157, -0.917),  # V1
-    (0.044, 0.164, -1.387),
-    (0.882, 0.098, -1.277),
-    (1.213, 0.127, -0.601),
-    (1.125, 0.127, -0.086),
-    (0.831, 0.076, 0.230),  # V6
-)
-INDEPENDENT = (0, 1, 6, 7, 8, 9, 10, 11)  # I, II, V1 .. V6 among the 12 standard leads
-
 
 def lead_vectors() -> Tensor:
     """Dower's directions of the 12 standard leads, (12, 3); the limb leads obey Einthoven."""
-    one, two, *chest = torch.tensor(DOWER)
+    one, two, *chest = torch.tensor(DOWER, dtype=torch.float32)
     limb = [one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2]
     return torch.stack([*limb, *chest])
 

@@ -21,9 +21,9 @@ from ecgad.parts.synthesis.perlin import perlin
 
 Edit = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
-_INDEPENDENT = [0, 1, 6, 7, 8, 9, 10, 11]  # I, II, V1..V6 of the standard order
+INDEPENDENT = [0, 1, 6, 7, 8, 9, 10, 11]  # I, II, V1..V6 of the standard order
 _LIMB = np.array([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]])  # from I and II
-_CHANGED_MV = 0.02  # less than this is not seen on paper: half a millimetre is 0.05 mV
+CHANGED_MV = 0.02  # less than this is not seen on paper: half a millimetre is 0.05 mV
 
 
 def replace(x: np.ndarray, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
@@ -149,7 +149,7 @@ def noise(
     of the noise; the other four follow from I and II.
     """
     added = NOISE[kind](x.shape[1], rate_hz, rng)
-    deviation = x[_INDEPENDENT].std(axis=1, keepdims=True) * 10 ** (-snr_db / 20)
+    deviation = x[INDEPENDENT].std(axis=1, keepdims=True) * 10 ** (-snr_db / 20)
     added = (added - added.mean(1, keepdims=True)) / added.std(1, keepdims=True) * deviation
     return (x + np.concatenate([_LIMB @ added[:2], added[2:]])).astype(np.float32)
 
@@ -166,10 +166,10 @@ def damage(
         raise ValueError(f"damage {kind!r}; known kinds are {', '.join(DAMAGE)}")
     if len(x) != 12:
         raise ValueError(f"{len(x)} leads; damage keeps 12 standard leads consistent")
-    independent = DAMAGE[kind](x[_INDEPENDENT].astype(float), rate_hz, rng)
+    independent = DAMAGE[kind](x[INDEPENDENT].astype(float), rate_hz, rng)
     limb_change = _LIMB @ (independent[:2] - x[:2])
     change = np.concatenate([limb_change, independent[2:] - x[6:]])
-    return (x + change).astype(np.float32), np.abs(change) > _CHANGED_MV
+    return (x + change).astype(np.float32), np.abs(change) > CHANGED_MV
 
 
 def _s(seconds: float, rate_hz: float) -> int:

@@ -27,9 +27,8 @@ from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
+from ecgad.parts.synthesis.edits import CHANGED_MV, INDEPENDENT
 from ecgad.parts.synthesis.perlin import Noise, fbm
-
-INDEPENDENT = [0, 1, 6, 7, 8, 9, 10, 11]  # I, II, V1..V6 of the standard order
 
 KORS = np.array([  # x left, y down, z back, from I, II, V1..V6 (Kors et al., Eur Heart J 1990)
     [0.38, -0.07, -0.13, 0.05, -0.01, 0.14, 0.06, 0.54],
@@ -51,7 +50,6 @@ DOWER12 = np.array([
 _GRID_HZ = 500.0
 _SMOOTH_S = 0.004  # before the tangent is taken
 _REST = 0.05  # of the 99th percentile of the speed: slower than this has no direction
-_CHANGED_MV = 0.02  # as in `edits`
 _WANDER_HZ = 0.7  # below it a baseline wanders, which is no damage
 
 
@@ -116,7 +114,7 @@ def displace(
     fine = CubicSpline(time, v, axis=1)(np.minimum(grid, time[-1]))
     dv = displacement(fine, _GRID_HZ, bend, rng)
     change = DOWER12 @ np.stack([np.interp(time, grid, axis) for axis in dv])
-    return (x + change).astype(x.dtype), np.abs(change) > _CHANGED_MV
+    return (x + change).astype(x.dtype), np.abs(change) > CHANGED_MV
 
 
 def displacement(v: np.ndarray, rate_hz: float, bend: Bend, rng: np.random.Generator) -> np.ndarray:
