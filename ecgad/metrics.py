@@ -133,6 +133,11 @@ def bootstrap(
         while np.ptp(y[rows]) < np.ptp(y):
             rows = patients.draw(rng)
         values[i] = metric(y[rows], s[rows])
+    return _middle(values, level)
+
+
+def _middle(values: ArrayLike, level: float) -> tuple[float, float]:
+    """Between which of its quantiles the middle share `level` of `values` lies."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -188,8 +193,7 @@ def place_interval(
         normal, strange = np.tensordot(drawn, counts, 1)[:, ::-1].cumsum(axis=1, dtype=np.float64)
         if normal[-1] and strange[-1]:
             values.append(area(np.append(0, strange), np.append(0, normal)))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _middle(values, level)
 
 
 def hit_at(lead_scores: Mapping[str, float], true_leads: Collection[str], k: int) -> bool:

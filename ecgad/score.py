@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
 
 from ecgad.prepare.filters import gaussian
-from ecgad.prepare.image import AnyPrepared, PreparedImage
+from ecgad.prepare.image import AnyPrepared, PreparedImage, tuples
 from ecgad.prepare.signal import stitch
 from ecgad.record import Interval
 
@@ -50,10 +49,7 @@ class Rule:
     @classmethod
     def from_json(cls, data: dict) -> Rule:
         """The rule of `to_json`, also read from a file; what `data` lacks has its default."""
-        made: dict[str, Any] = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        for name, value in made.items():
-            made[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**made)
+        return cls(**tuples({f.name: data[f.name] for f in fields(cls) if f.name in data}))
 
 
 def feature_names(whole: tuple[str, ...]) -> tuple[str, ...]:
@@ -70,11 +66,8 @@ def features(
     """
     if not valid.any():
         raise ValueError("no place of the record can be judged")
-    return dict(zip(feature_names(names), _floats([map[valid].mean(), *whole]), strict=True))
-
-
-def _floats(values: list) -> list[float]:
-    return [float(v) for v in values]
+    values = [float(value) for value in (map[valid].mean(), *whole)]
+    return dict(zip(feature_names(names), values, strict=True))
 
 
 def row_validity(valid: np.ndarray, rows: int) -> np.ndarray:
@@ -110,21 +103,19 @@ def fit_rule(
     leads = np.array([_row_means(m, v) for m, v in zip(maps, valids, strict=True)])
     smoothed = [smoothen(m, v, smooth) for m, v in zip(maps, valids, strict=True)]
     pairs = list(zip(smoothed, valids, strict=True))
-    limits = [
-        np.quantile(np.concatenate([s[r][v[r]] for s, v in pairs]), 0.99)
-        for r in range(len(maps[0]))
-    ]
+    rows_of_map = [np.concatenate([s[r][v[r]] for s, v in pairs]) for r in range(len(maps[0]))]
+    limits = np.array([np.quantile(row, 0.99) for row in rows_of_map])
     return Rule(
         use=tuple(use),
         log=log,
         soft=soft,
         centre={k: float(v.mean()) for k, v in table.items()},
         spread={k: float(v.std() + 1e-12) for k, v in table.items()},
-        place_limit=tuple(_floats(limits)),
-        edge=_edge(smoothed, valids, np.array(limits), edge_step) if edge_step else (),
+        place_limit=tuple(limits.tolist()),
+        edge=_edge(smoothed, valids, limits, edge_step) if edge_step else (),
         edge_step=edge_step,
-        lead_centre=tuple(_floats(list(np.nanmean(leads, axis=0)))),
-        lead_spread=tuple(_floats(list(np.nanstd(leads, axis=0) + 1e-12))),
+        lead_centre=tuple(np.nanmean(leads, axis=0).tolist()),
+        lead_spread=tuple((np.nanstd(leads, axis=0) + 1e-12).tolist()),
     )
 
 
@@ -142,7 +133,7 @@ def _edge(
             for side in (slice(first, last), slice(-last, -first or None)):
                 places.append(over[:, side][valid[:, side]])
     found = [np.quantile(p, 0.99) if len(p := np.concatenate(places)) else 1 for places in near]
-    return tuple(_floats(list(np.maximum(found, 1))))
+    return tuple(np.maximum(found, 1.0).tolist())
 
 
 def edge_limits(rule: Rule, prepared: AnyPrepared) -> np.ndarray | float:
