@@ -9,7 +9,10 @@ Nothing is ever unpickled, and scoring needs no torch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -87,9 +90,6 @@ class Bundle:
     @cached_property
     def sha256(self) -> str:
         """Of the card, which names the weights by their own sums."""
-        import hashlib
-        import json
-
         text = json.dumps(self.card, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -389,8 +389,6 @@ def rewrite(folder: Path) -> float:
 
 
 def _copy(source: Path, folder: Path) -> Path:
-    import shutil
-
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*_FILES, "README.md"):
         if (source / name).exists() and not folder.samefile(source):

@@ -24,6 +24,7 @@ from ecgad import image_plans
 from ecgad.benchmarks import LEARNED, Case, Sets
 from ecgad.bundle import Bundle, load, load_detector
 from ecgad.calibrate import Calibration
+from ecgad.image_plans import EIGHT
 from ecgad.learn import (
     Normals,
     Pretraining,
@@ -58,7 +59,6 @@ class Plan:
 
 
 ON_ENCODER = ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
-EIGHT = {"rounds": 8, "hidden": 0.25, "error": 8}  # maskings as in training: seven times as dear
 EQUAL = Budget(steps=600, batch=32)  # of every method beside MMAE: 19,200 windows seen
 WITHOUT = {  # what a method is said to live by, taken back or put out of place
     "uniad-unmasked": ("uniad", {"window": ()}),

@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 ENCODER = "lite0"
-EIGHT = {"rounds": 8, "hidden": 0.25, "error": 8}  # maskings as in training
+EIGHT = {"rounds": 8, "hidden": 0.25, "error": 8}  # maskings as in training: seven times as dear
 AROUND = (3,)  # tokens hidden about each: 28 pixels have 4 tokens a side, and 7 would hide all
 
 

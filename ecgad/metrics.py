@@ -136,7 +136,7 @@ def bootstrap(
     return _middle(values, level)
 
 
-def _middle(values: ArrayLike, level: float) -> tuple[float, float]:
+def _middle(values: np.ndarray | list[float], level: float) -> tuple[float, float]:
     """Between which of its quantiles the middle share `level` of `values` lies."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -28,6 +28,7 @@ from ecgad.record import FLAGGED, NOT_ASSESSABLE
 from ecgad.report import DISCLAIMER, NOWHERE, decision_words, interval_words, number
 
 if TYPE_CHECKING:
+    import jinja2
     from pyarrow import Table
     from pyarrow.dataset import Dataset
 
@@ -47,19 +48,23 @@ def write_report(out: Path, *, pages: list[tuple[dict, str]] | None = None) -> P
     OUT/pages, where a later call without `pages` finds them. Raises `ValueError` when OUT holds no
     finished part of a screening.
     """
-    import jinja2
-
-    folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     if pages is not None:
         _keep(out, pages)
-    text = environment.get_template("template.html").render(**facts(out))
+    text = template("template.html").render(**facts(out))
     with whole(out / "report.html", "w") as file:
         file.write(text)
     return out / "report.html"
+
+
+def template(name: str) -> jinja2.Template:
+    """A file of this folder, from which a page is made."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(name)
 
 
 def facts(out: Path) -> dict[str, Any]:
@@ -115,13 +120,8 @@ def states(table: Table) -> np.ndarray:
 
 
 def count(table: Table, state: np.ndarray) -> dict[str, int]:
-    flagged = _flagged(table, state)
-    names = ("scored", "not assessable", "failed")
-    return {
-        "in": len(state),
-        **{n: int((state == n).sum()) for n in names},
-        "flagged": flagged.sum(),
-    }
+    counts = {n: int((state == n).sum()) for n in ("scored", "not assessable", "failed")}
+    return {"in": len(state), **counts, "flagged": int(_flagged(table, state).sum())}
 
 
 def _flagged(table: Table, state: np.ndarray) -> np.ndarray:
@@ -140,25 +140,14 @@ def share(k: int, n: int) -> dict[str, float] | None:
 
 def histogram(p: np.ndarray, alpha: float) -> dict[str, Any]:
     """Counts of p-values in 20 bins of 0.05, and what each would hold were they uniform."""
-    heights = np.bincount(
-        np.clip(np.ceil(p * BINS - 1e-9) - 1, 0, BINS - 1).astype(int), minlength=BINS
-    )
-    tallest = max(int(heights.max()), len(p) / BINS, 1)
-    bars = [
-        {
-            "count": int(h),
-            "height": h / tallest,
-            "low": i / BINS,
-            "flagged": (i + 1) / BINS <= alpha + 1e-9,
-        }
-        for i, h in enumerate(heights)
-    ]
-    return {
-        "bars": bars,
-        "uniform": len(p) / BINS / tallest,
-        "each": len(p) / BINS,
-        "tallest": tallest,
-    }
+    place = np.clip(np.ceil(p * BINS - 1e-9) - 1, 0, BINS - 1).astype(int)
+    heights, each = np.bincount(place, minlength=BINS), len(p) / BINS
+    tallest = max(int(heights.max()), each, 1)
+    bars = []
+    for i, h in enumerate(heights):
+        flagged = (i + 1) / BINS <= alpha + 1e-9
+        bars.append({"count": int(h), "height": h / tallest, "low": i / BINS, "flagged": flagged})
+    return {"bars": bars, "uniform": each / tallest, "each": each, "tallest": tallest}
 
 
 def drifted(table: Table, state: np.ndarray, sizes: dict[str, int]) -> dict[str, Any]:
@@ -177,15 +166,8 @@ def by(table: Table, state: np.ndarray, column: str) -> list[dict[str, Any]]:
         here = values == name
         scored = int((here & (state == "scored")).sum())
         k = int((here & flagged).sum())
-        rows.append(
-            {
-                "name": name,
-                "in": int(here.sum()),
-                "scored": scored,
-                "flagged": k,
-                "share": share(k, scored),
-            }
-        )
+        counts = {"in": int(here.sum()), "scored": scored, "flagged": k}
+        rows.append({"name": name, **counts, "share": share(k, scored)})
     return sorted(rows, key=lambda row: -row["in"])
 
 
@@ -199,15 +181,10 @@ def reasons(table: Table, state: np.ndarray, wanted: str) -> dict[str, Any]:
             words = "; ".join(row["quality_reasons"] or ()) or "no reason given"
         groups[words].append(row["record_id"] or row["path"] or "")
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    shown = [
-        {
-            "words": words,
-            "count": len(ids),
-            "records": ids[:NAMED],
-            "more": max(len(ids) - NAMED, 0),
-        }
-        for words, ids in ordered[:GROUPS]
-    ]
+    shown = []
+    for words, ids in ordered[:GROUPS]:
+        records, more = ids[:NAMED], max(len(ids) - NAMED, 0)
+        shown.append({"words": words, "count": len(ids), "records": records, "more": more})
     return {"groups": shown, "more": max(len(ordered) - GROUPS, 0)}
 
 

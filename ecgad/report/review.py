@@ -24,7 +24,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import jinja2
 import numpy as np
 import uvicorn
 from markupsafe import Markup
@@ -41,7 +40,7 @@ from ecgad.bundle import SHIPPED, Bundle, load
 from ecgad.read import Stated, read_hours
 from ecgad.record import Result
 from ecgad.report import number
-from ecgad.report.html import manifest_head
+from ecgad.report.html import manifest_head, template
 from ecgad.report.page import page_html
 from ecgad.report.ranking import Ranking
 from ecgad.report.verdicts import VERDICTS, Verdicts, key
@@ -184,7 +183,7 @@ def model_of(out: Path, manifest: dict[str, Any]) -> Bundle:
 def application(review: Review, token: str) -> ASGIApp:
     """What answers requests below /`token`/."""
     nonce = secrets.token_urlsafe(16)
-    template = _template()
+    page = template("review.html")
 
     async def index(request: Request) -> Response:
         views, asked = review.ranking.views, request.query_params
@@ -192,19 +191,19 @@ def application(review: Review, token: str) -> ASGIApp:
         view = asked["view"] if asked.get("view") in views else first
         n = asked.get("n", "")
         window = review.window(view, int(n) if n.isdecimal() else None)
-        page = template.render(
+        text = page.render(
             **window, nonce=nonce, manifest=review.manifest, out=str(review.out), verdicts=VERDICTS,
             counts={name: len(order) for name, order in views.items()}, reviewed=review.reviewed(),
             longest=NOTE,
         )  # fmt: skip
-        return HTMLResponse(page)
+        return HTMLResponse(text)
 
     def record(request: Request) -> Response:  # not async: drawing must not hold up a verdict
         n = request.path_params["n"]
         if n >= len(review.ranking):
             return PlainTextResponse("no such record", 404)
-        shown = template.new_context(review.drawn(n))
-        return HTMLResponse("".join(template.blocks["record"](shown)))
+        shown = page.new_context(review.drawn(n))
+        return HTMLResponse("".join(page.blocks["record"](shown)))
 
     async def say(request: Request) -> Response:
         n = request.path_params["n"]
@@ -242,14 +241,6 @@ def application(review: Review, token: str) -> ASGIApp:
         Middleware(Guard, token=token, nonce=nonce),
     ]
     return Starlette(routes=routes, middleware=guards, lifespan=lifespan)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("review.html")
 
 
 class Guard:

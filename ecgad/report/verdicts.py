@@ -17,14 +17,8 @@ from typing import Any
 
 VERDICTS = ("strange", "nothing strange", "cannot tell")
 COLUMNS: tuple[str, ...] = (
-    "path",
-    "record_id",
-    "source_sha256",
-    "verdict",
-    "note",
-    "reviewer",
-    "time",
-)
+    "path", "record_id", "source_sha256", "verdict", "note", "reviewer", "time",
+)  # fmt: skip
 
 _MAKE = f"CREATE TABLE IF NOT EXISTS verdicts ({', '.join(f'{c} TEXT NOT NULL' for c in COLUMNS)})"
 _ADD = f"INSERT INTO verdicts VALUES ({', '.join('?' * len(COLUMNS))})"

@@ -54,8 +54,6 @@ __all__ = [
 TOP = 20  # records drawn in the report
 LISTED = 10  # records told of at the end, at least
 SHORT_S = 60.0  # of a longer record there are windows enough to go through the model together
-
-
 Score = Callable[[str, Bundle], tuple[Row, Result | None]]
 
 
@@ -282,11 +280,10 @@ def _score_parts(
     quiet: bool,
 ) -> None:
     """Scores the chunks whose part is not in `out` yet, and notes how long each took."""
-    places = {n: folder.part(out, n) for n in folder.chunks(manifest)}
+    chunks = folder.chunks(manifest)
+    places = {n: folder.part(out, n) for n in chunks}
     missing = {
-        n: paths
-        for n, paths in folder.chunks(manifest).items()
-        if not folder.is_complete(places[n], len(paths))
+        n: paths for n, paths in chunks.items() if not folder.is_complete(places[n], len(paths))
     }
     total = len(manifest["inputs"])
     done = total - sum(map(len, missing.values()))

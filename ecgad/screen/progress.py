@@ -68,19 +68,9 @@ def _bar(console: Any, doing: str, total: int) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = ("{task.description}", "{task.fields[rate]}", "{task.fields[left]}")
-    first, rate, left = map(TextColumn, columns)
-    failed = TextColumn("{task.fields[failed]}")
-    bar = Bar(
-        first,
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        left,
-        failed,
-        console=console,
-        transient=True,
-    )
+    fields = ("{task.fields[rate]}", "{task.fields[left]}", "{task.fields[failed]}")
+    first, *rest = map(TextColumn, ("{task.description}", *fields))
+    bar = Bar(first, BarColumn(), MofNCompleteColumn(), *rest, console=console, transient=True)
     bar.add_task(doing, total=total, rate="", left="", failed="")
     return bar
 
