@@ -191,9 +191,9 @@ class Bundle:
 
     @cached_property
     def crowd(self) -> int:
-        """`CROWD`, or 1 where a window's numbers would not be the same to the last bit in it.
+        """How many windows go through the model at once: `CROWD`, or 1 where that changes a bit.
 
-        Tried, as it depends on the model, the runtime and the machine.
+        Tried out, as it depends on the model, the runtime and the machine.
         """
         rng = np.random.default_rng(0)
         x = list(rng.normal(size=(CROWD, *self.preparation.shape)).astype(np.float32))
@@ -205,7 +205,7 @@ class Bundle:
         return CROWD if same else 1
 
     def judge(self, prepared: AnyPrepared, evidence: Evidence | None = None) -> Judgement:
-        """What the model says of what is prepared, whose `evidence` it may have given before."""
+        """What the model says of a prepared record; `evidence`, if it is known already, is its."""
         map, whole = evidence or self.evidence(prepared)
         valid = row_validity(prepared.valid, len(map))
         names = tuple(self.card["whole"])
@@ -222,7 +222,7 @@ class Bundle:
         )
 
     def _group(self, prepared: AnyPrepared) -> str:
-        """Of the calibration records that it is compared with, which may have none of it."""
+        """Name of the calibration group it is compared with, which the calibration may lack."""
         if isinstance(prepared, PreparedImage):
             return ImagePreparation.group
         return group_name(prepared.lost, self.signals.leads)
@@ -273,7 +273,7 @@ def evidence(run: Run, prepared: AnyPrepared) -> Evidence:
 
 
 def evidences(run: Run, prepared: Sequence[AnyPrepared], crowd: int) -> Iterator[Evidence]:
-    """Of each record, whose windows go through the model `crowd` at a time; those left, alone."""
+    """`evidence` of each record, `crowd` windows at a time through the model, the rest singly."""
     pieces = _pieces(run, [window for each in prepared for window in each.windows], crowd)
     for each in prepared:
         maps, wholes = zip(*(next(pieces) for _ in each.windows), strict=True)
@@ -320,10 +320,10 @@ def load(
 
 
 def load_detector(folder: Path, settings: Mapping[str, Any] | None = None) -> Detector:
-    """The torch model of a bundle; or one with other `settings`, of those weights that it has.
+    """The torch model of a bundle, or one with other `settings` that takes some of its weights.
 
-    `KeyError` for settings that ask for weights which are not there, `ValueError` for a bundle of
-    a version of this package in which the method had other parts.
+    Raises `KeyError` for settings that need weights which the bundle lacks, and `ValueError` for a
+    bundle of a version of this package in which the method had other parts.
     """
     from safetensors.torch import load_file
 

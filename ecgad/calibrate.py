@@ -79,10 +79,10 @@ class Calibration:
 
 
 def group_name(lost: Sequence[int], leads: Sequence[str]) -> str:
-    """The group for records in which the `lost` ones of a model's `leads` cannot be judged.
+    """The calibration group of records in which the `lost` ones of `leads` cannot be judged.
 
-    Of those very leads: normals without V4 to V6 score lower than normals without I, II and V6, so
-    that among all who lost three the ones could never be flagged and the others often would.
+    It names the leads, as their number is not enough: normals without V4 to V6 score lower than
+    normals without I, II and V6; in a common group the former could hardly ever be flagged.
     """
     number = f"{len(leads) - len(lost)} of {len(leads)} leads"
     return f"{number}, without {listed([leads[i] for i in sorted(lost)])}" if lost else number
@@ -116,7 +116,7 @@ def check_alpha(alpha: float, n: int) -> None:
 
 
 def false_alarm_bound(n: int, alpha: float, confidence: float = 0.95) -> float:
-    """What the false-alarm rate stays under with `confidence`, given one set of n calibration
+    """Upper bound of the false-alarm rate, at `confidence`, given one set of n calibration
     records: the quantile of Beta(k, n + 1 - k), k = floor(alpha (n + 1)) (Vovk 2012)."""
     from scipy.stats import beta
 

@@ -60,7 +60,7 @@ class Plan:
 
 ON_ENCODER = ("uniad", "onenip", "crr", "otproto", "hetnet", "dnp", "pbas")
 EQUAL = Budget(steps=600, batch=32)  # of every method beside MMAE: 19,200 windows seen
-WITHOUT = {  # what a method is said to live by, taken back or put out of place
+WITHOUT = {  # each method without what its paper says it lives by
     "uniad-unmasked": ("uniad", {"window": ()}),
     "onenip-unrefined": ("onenip", {"fusion": 1.0}),
     "crr-unmasked": ("crr", {"mask": 0.0}),
@@ -141,7 +141,7 @@ def evaluate(
 
 
 def _tell_seen(bundle: Bundle, sets: Sets, report: Report) -> None:
-    """A warning where a model has learned from a source of the benchmark's, by another division."""
+    """Warns where a model has learned from a source of the benchmark, divided otherwise."""
     of = {source["name"] for source in sets.card.get("sources", ())} | {c.source for c in sets.test}
     seen = sorted(of & {source["name"] for source in bundle.card["data"].get("sources", ())})
     own = data_fingerprint(normals(sets, bundle.preparation)) if seen else ""
@@ -153,7 +153,7 @@ def _tell_seen(bundle: Bundle, sets: Sets, report: Report) -> None:
 def _add(
     board: Path, folds: list[Sets], name: str, found: Callable[[Sets], Iterable[Bundle]], typed: str
 ) -> None:
-    """The rows of what is `found` for each of `folds`, a bundle a seed, are written as `name`."""
+    """Writes, as `name`, the rows of the bundles that `found` gives for each fold, one a seed."""
     rows, cases = [], []
     for sets in folds:
         scored = [score_cases(bundle, sets) for bundle in found(sets)]
@@ -301,7 +301,7 @@ def reduced(folder: Path, settings: Mapping[str, Any], normals: Normals) -> Bund
 def _digest(
     method: str, settings: Mapping, preparation: Preparation, budget: Budget, seed: int
 ) -> str:
-    """The name of a file of pretrained weights: of all that they depend on."""
+    """The file name of pretrained weights, with a digest of all that they depend on."""
     said = json.dumps([settings, asdict(preparation), asdict(budget)], sort_keys=True)
     return f"{method}-{seed}-{hashlib.sha256(said.encode()).hexdigest()[:12]}.safetensors"
 

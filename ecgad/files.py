@@ -39,7 +39,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _keep_names(folder: Path) -> None:
-    """Of files just renamed, should the power fail."""
+    """Brings the names in `folder` to disk, so that a rename outlasts a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

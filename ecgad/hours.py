@@ -25,7 +25,7 @@ PValue = Callable[[float, str], float | None]  # of a score, in a group of the c
 
 
 def together(hours: Sequence[Result], record: Record, map: np.ndarray, p_value: PValue) -> Result:
-    """What the results of `record.hours()` say of it. `map` (m, time) is that of the result."""
+    """The result of `record` from those of its `hours`, with their joined `map` (m, time)."""
     seconds, quality = sum(hour.seconds for hour in hours), _quality(hours)
     if not (judged := [hour for hour in hours if hour.p_value is not None]):
         return replace(hours[0], record=record, quality=quality, seconds=seconds)
@@ -61,7 +61,7 @@ def joined_maps(hours: Sequence[Result]) -> np.ndarray:
 
 
 def in_turn(pieces: Iterable[Record], judge: Callable[[Record], Result], p_value: PValue) -> Result:
-    """`together` of pieces that are forgotten once judged.
+    """`together` of pieces that come one by one and are forgotten once judged.
 
     The result's record has samples, and its map values, in the hour of the strongest interval and
     in its neighbours only; elsewhere they are 0, which takes no memory.
@@ -86,12 +86,12 @@ def in_turn(pieces: Iterable[Record], judge: Callable[[Record], Result], p_value
 
 
 def _near(at: int, hours: int) -> range:
-    """A page about the strongest interval may show a little of the hour before or after."""
+    """Hour `at` and its neighbours: a page about an interval in it may show a little of them."""
     return range(max(at - 1, 0), min(at + 2, hours))
 
 
 def _among(parts: Sequence[np.ndarray], begins: int, length: int) -> np.ndarray:
-    """`parts` (rows, time), from `begins` on, in zeros whose memory is never touched."""
+    """`parts` (rows, time) one after the other from `begins` on; zeros elsewhere take no memory."""
     whole = np.zeros((len(parts[0]), length), parts[0].dtype)
     for part in parts:
         here = whole[:, begins : begins + part.shape[1]]
@@ -113,7 +113,7 @@ def _strongest(hour: Result) -> float:
 
 
 def _mean(scores: Sequence[tuple[float, Result]]) -> float:
-    """Of numbers with the hours that they are of, by the lengths of these."""
+    """The mean of numbers, each with its hour, weighted by the hours' lengths."""
     values, hours = zip(*scores, strict=True)
     return float(np.average(values, weights=[hour.record.duration_s for hour in hours]))
 

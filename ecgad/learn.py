@@ -144,7 +144,7 @@ def check_same(
     budget: Budget, normals: Normals,
 ) -> None:  # fmt: skip
     """Raises `ValueError` when the bundle in `folder` is not what this training would give: another
-    method, other settings, seed, budget or records. Where its encoder stood does not count."""
+    method, other settings, seed, budget or records. The encoder's folder does not count."""
     from ecgad.methods import configured
 
     card, config = bundle.card, asdict(configured(method, settings))
@@ -358,10 +358,10 @@ def _card(
 
 
 def data_fingerprint(normals: Normals) -> str:
-    """Of what the training, held-out and calibration records were read from, in order.
+    """`fingerprint` of the sources of the training, held-out and calibration records, in order.
 
-    Not of prepared samples, whose last bits differ between machines; only a record that does not
-    know what it was read from is taken by those.
+    A record of unknown source counts by its prepared samples, whose last bits differ between
+    machines.
     """
     every = (*normals.train, *normals.held_out, *(p for one in normals.calibration for p in one))
     return fingerprint(p.source or hashlib.sha256(p.windows.tobytes()).hexdigest() for p in every)

@@ -87,7 +87,7 @@ def false_alarm_rate(p_values_of_normals: ArrayLike, alpha: float) -> float:
 
 
 def binomial_band(n: int, rate: float, level: float = 0.99) -> tuple[float, float]:
-    """Between which shares a count of `n` at `rate` lies, with a chance of at least `level`.
+    """Range of the share of `n` records that are flagged at a true `rate`, at least at `level`.
 
     Raises `ValueError` for fewer than 1, a `rate` that is no share, or a `level` of 0 or 1.
     """

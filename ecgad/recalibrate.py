@@ -120,10 +120,10 @@ def calibration_scores(
     whole: tuple[str, ...],
     rule: Rule,
 ) -> dict[str, list[float]]:
-    """The scores of `normals`, each of them the hours of one record, by `group_name`.
+    """The scores of `normals`, each the hours of one record, for each calibration group.
 
-    Each record is scored again without each lead, each two and so on, down to what the model needs,
-    but those that `prepare` derives when they are lost.
+    Each record is scored with all leads, without each lead, each two and so on, down to the fewest
+    that the model needs. Leads that `prepare` derives when they are lost are not left out.
     """
     lacking = list(_lacking(preparation))
     groups: dict[str, list[float]] = {group_name(lost, preparation.leads): [] for lost in lacking}
@@ -135,7 +135,7 @@ def calibration_scores(
 
 
 def _lacking(preparation: Preparation) -> Iterator[tuple[int, ...]]:
-    """The leads that a record is to lose, for each group."""
+    """Which leads are left out, for each group."""
     leads = preparation.leads
     derived = FROM_I_II if {"I", "II"} <= set(leads) else ()
     own = [i for i, lead in enumerate(leads) if lead not in derived]
@@ -146,7 +146,7 @@ def _lacking(preparation: Preparation) -> Iterator[tuple[int, ...]]:
 def calibration_score(
     run: Run, hours: Sequence[AnyPrepared], whole: tuple[str, ...], rule: Rule
 ) -> float:
-    """As a record's hours are scored: the mean of their scores, by their lengths."""
+    """The mean score of a record's hours, weighted by their lengths, as records are scored."""
     scores = []
     for prepared in hours:
         map, w = evidence(run, prepared)
@@ -163,7 +163,7 @@ def brief(sha256: str) -> str:
 
 
 def fingerprint(sources: Iterable[str]) -> str:
-    """sha256 over what records were read from, in their order: a checksum, or with a name."""
+    """sha256 over the checksums, or names and checksums, of what was read, in order."""
     return hashlib.sha256("\n".join(sources).encode(errors="backslashreplace")).hexdigest()
 
 

@@ -51,9 +51,9 @@ def canonical(name: str) -> str:
 
 
 def stretches(samples: int, rate_hz: float) -> list[tuple[int, int]]:
-    """Pieces of like length, an hour at most (or a second more), cut at whole seconds.
+    """First sample and end of pieces of about equal length, cut at whole seconds.
 
-    The first sample of each, and the one after its last.
+    A piece is an hour at most, or a second more.
 
     >>> stretches(2 * 5401, 2.0)
     [(0, 5402), (5402, 10802)]
@@ -65,7 +65,7 @@ def stretches(samples: int, rate_hz: float) -> list[tuple[int, int]]:
 
 
 def utf8(text: str) -> str:
-    """With what UTF-8 cannot hold, as in the name of a file from another system, as \\udcfc."""
+    """`text`, with \\udcfc and the like for what UTF-8 cannot hold, as in odd names of files."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -82,16 +82,15 @@ class Record:
     """One recording as it stands in its file: `signal` (leads, time) in mV at `rate_hz`.
 
     `valid` (leads, time) is False where the file holds no sample, `leads` are canonical names in
-    the order of `signal`, `warnings` what the reader noticed; all words can be written as
-    UTF-8. `Record.from_array` makes one.
-    Raises `ValueError` when shapes disagree, `valid` is not bool, a lead stands twice, or the rate
-    is no number of samples a second from 1 on.
+    the order of `signal`, `warnings` what the reader noticed; all words can be written as UTF-8.
+    `Record.from_array` makes one. Raises `ValueError` when shapes disagree, `valid` is not bool, a
+    lead stands twice, or the rate is not a number of 1 or more samples a second.
     """
 
-    signal: np.ndarray  # (leads, time) float32, mV; 0 where not valid
+    signal: np.ndarray  # float32; 0 where not valid
     rate_hz: float
-    leads: tuple[str, ...]  # canonical names, in the order of `signal`
-    valid: np.ndarray  # (leads, time) bool: False where the file holds no sample
+    leads: tuple[str, ...]
+    valid: np.ndarray  # bool
     record_id: str
     path: str = ""
     format: str = ""
@@ -198,30 +197,29 @@ class Interval(NamedTuple):
 class Result:
     """What a model says of one record. Higher is stranger, always.
 
-    `score` is in deviations from normal records' mean, nan when not assessable; `p_value` the share
-    of normals at least as strange, or None; `decision` "flagged", "not flagged" or "not assessable"
-    at `alpha`. `lead_scores` are in deviations of each lead's own mean over normals. `intervals`
-    say where it is strange, in seconds, strongest first. `map` (leads, time) has `map_rate_hz`
-    samples a second of the leads `map_leads`, in multiples of what 99 % of normal places stay
-    under; nan where nothing was judged.
+    `score` is in deviations from the mean of normal records, nan when not assessable; `p_value` the
+    share of normals at least as strange, or None; `decision` "flagged", "not flagged" or "not
+    assessable" at the false-alarm rate `alpha`. `lead_scores` are in deviations from each lead's
+    own mean over normals. `intervals` say where it is strange, in seconds, strongest first. `map`
+    (leads, time) float32 has a row for each of `map_leads`, at `map_rate_hz`, in multiples of what
+    99 % of normal places stay under; nan where nothing was judged. `parts` are what the score is
+    made of, in its unit.
     """
 
     record: Record
-    score: float  # nan when not assessable
-    p_value: float | None  # share of normals at least as strange; None when not assessable
+    score: float
+    p_value: float | None
     p_group: str  # which calibration records it was compared with
-    decision: str  # "flagged", "not flagged" or "not assessable"
-    alpha: float  # the false-alarm rate the decision was made at
+    decision: str
+    alpha: float
     quality: Quality
     lead_scores: dict[str, float]
-    intervals: tuple[Interval, ...]  # strongest first
-    map: np.ndarray  # (leads, time) float32 at `map_rate_hz`, in the unit of intervals' scores;
-    # nan where not judged
+    intervals: tuple[Interval, ...]
+    map: np.ndarray
     map_leads: tuple[str, ...]
     map_rate_hz: float
     leads_derived: tuple[str, ...] = ()
-    parts: dict[str, float] = field(default_factory=dict)  # what the score is made of, each in
-    # deviations from normals' mean
+    parts: dict[str, float] = field(default_factory=dict)
     model_id: str = ""
     model_sha256: str = ""
     seconds: float = 0.0  # that it took

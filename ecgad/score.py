@@ -1,12 +1,11 @@
 """Evidence -> one number per record, one per lead, and intervals. The same for every method.
 
 A method's evidence is a map and perhaps some numbers for the whole record. Here they become
-features (the map's mean, each column of `whole`), each standardised with held-out
-normals, and of the features that the rule names the mean is taken, or a soft maximum. Distances
-have long tails, so that one feature could drown the others: what is above 0 in all normals is
-standardised as its logarithm.
-Everything a rule needs stands in the model's card, so a record's score depends on that record and
-the model alone.
+features (the map's mean, each column of `whole`), each standardised with held-out normals. The
+score is the mean, or a soft maximum, of the features that the rule names. Distances have long
+tails, so that one feature could drown the others: a feature above 0 in all normals is standardised
+as its logarithm. All that a rule needs stands in the model's card, so a record's score depends on
+that record and the model alone.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from ecgad.prepare.signal import stitch
 from ecgad.record import Interval
 
 SHORTEST_S = 0.08  # of an interval, and between two
-MOST = 100  # intervals that are told of a record, or of each hour of a long one
-SAME = 1e-6  # of the largest value: what float32 does not tell apart
+MOST = 100  # intervals reported of a record, or of each hour of a long one
+SAME = 1e-6  # of the largest value: a smaller difference is rounding in float32
 EDGE_S, EDGES = 0.1, 5  # steps from either end of a window that have a limit of their own
 
 
@@ -39,8 +38,8 @@ class Rule:
     lead_spread: tuple[float, ...]
     log: tuple[str, ...] = ()  # features taken as logarithms: above 0 in all held-out normals
     soft: bool = False  # a soft maximum of the features, not their mean: strange in one is strange
-    edge: tuple[float, ...] = ()  # `place_limit` near a window's ends, where a model sees less: it
-    edge_step: int = 0  # is so many times as high in each step of so many samples from an end
+    edge: tuple[float, ...] = ()  # factors on `place_limit` near a window's ends, where a model
+    edge_step: int = 0  # sees less: one for each step of so many samples from an end
 
     def to_json(self) -> dict:
         """What a card holds of it, by the names of the fields."""
@@ -53,7 +52,7 @@ class Rule:
 
 
 def feature_names(whole: tuple[str, ...]) -> tuple[str, ...]:
-    """What `features` gives of a model with the columns `whole`, in that order."""
+    """The names of a model's features: the map's mean, then the columns `whole`."""
     return ("mean", *whole)
 
 
@@ -122,8 +121,8 @@ def fit_rule(
 def _edge(
     maps: list[np.ndarray], valids: list[np.ndarray], limits: np.ndarray, step: int
 ) -> tuple[float, ...]:
-    """How many times its row's limit 99 % of normal places stay under, in each of `EDGES` steps
-    from the first and from the last place that is valid; at least 1."""
+    """What 99 % of normal places stay under, in multiples of their row's limit and at least 1, in
+    each of `EDGES` steps from the first and the last valid place."""
     near: list[list[np.ndarray]] = [[] for _ in range(EDGES)]
     for map, valid in zip(maps, valids, strict=True):
         times = np.flatnonzero(valid.any(axis=0))
@@ -137,7 +136,7 @@ def _edge(
 
 
 def edge_limits(rule: Rule, prepared: AnyPrepared) -> np.ndarray | float:
-    """(time,): how many times `place_limit` holds at each sample, from the windows over it."""
+    """(time,): the factor on `place_limit` at each sample, by its place in the windows over it."""
     if isinstance(prepared, PreparedImage) or not rule.edge:
         return 1.0
     starts, place = prepared.starts, np.arange(prepared.windows.shape[2])
@@ -148,7 +147,7 @@ def edge_limits(rule: Rule, prepared: AnyPrepared) -> np.ndarray | float:
 
 
 def _refuse_collapsed(table: dict[str, np.ndarray]) -> None:
-    """One feature may be the same for all, such as a rhythm that settings leave out."""
+    """When all are constant; a single one may be, such as a rhythm that settings leave out."""
     if all(np.ptp(values) <= SAME * np.abs(values).max() for values in table.values()):
         said = ", ".join(f"{name} {values[0]:.6g}" for name, values in table.items())
         raise ValueError(

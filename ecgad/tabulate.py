@@ -1,4 +1,4 @@
-"""What a bundle found on a benchmark's cases -> rows of a leaderboard, one a number.
+"""What a bundle found on a benchmark's cases -> rows of a leaderboard, one for each number.
 
 Records: how well abnormal ones are told from normal ones, source by source. Places, where the
 truth is known sample by sample: `point_*` are over time (the map's mean over leads against "strange
@@ -140,15 +140,15 @@ def _records(
 
 
 def _flagged(one: Scored, here: np.ndarray) -> np.ndarray:
-    """(records,) 1 where flagged; nan where so few calibrate that none could be."""
+    """(records,) 1 where flagged, else 0; nan where the calibration is too small to flag any."""
     if 1 / (one.bundle.calibration.fewest + 1) > ALPHA:
         return np.full(len(here), np.nan)
     return np.array([float(decide(p, ALPHA) == FLAGGED) for p in one.p_values[here]])
 
 
 def _share(flagged: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
-    """The mean of (records,) and its interval: Clopper and Pearson's of a count where each record
-    is another patient's, else by drawing patients."""
+    """The mean of (records,) and its 95 % interval: Clopper and Pearson's where no patient has two
+    records, else a bootstrap of patients."""
     if np.isnan(share := float(flagged.mean())):
         return share, np.nan, np.nan
     if len(set(patients.tolist())) < len(patients):
@@ -198,7 +198,7 @@ def _places(one: Scored, cases: Sequence[Case], here: np.ndarray) -> Iterator[Va
 
 
 def _times(found: Sequence[tuple[Case, Place]], rate_hz: float) -> Iterator[Value]:
-    """Over time, as `_flat` has it."""
+    """Numbers over time, of the places that `_flat` gives."""
     y, s, patients = _flat(found)
     yield from _points(y, s, patients)
     yield "vus_pr", vus_pr(y, s, round(VUS_WINDOW_S * rate_hz)), np.nan, np.nan
@@ -214,7 +214,7 @@ def _points(y: np.ndarray, s: np.ndarray, patients: np.ndarray) -> Iterator[Valu
 
 
 def _flat(found: Sequence[tuple[Case, Place]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All judged places in a row: any lead's truth, the map's mean over leads, whose they are."""
+    """All judged places, flattened: truth in any lead, the map's mean over leads, the patient."""
     y = np.concatenate([place.truth.any(axis=0).ravel() for _, place in found]).astype(int)
     s = np.concatenate([_over_leads(place.map).ravel() for _, place in found])
     _, patient = np.unique([case.patient for case, _ in found], return_inverse=True)

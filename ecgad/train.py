@@ -91,7 +91,8 @@ def fit(
 ) -> Detector:
     """Trains `model` on `x` (n, c, *grid), finite float32 arrays of normals, and returns it.
 
-    `settle=False` is for a model that goes on learning of other normals: it `foresee`s instead.
+    `settle=False` is for a model that goes on to learn from other normals: at its end `foresee` is
+    called instead of `settle`.
     `probe`, called every `probe_every` steps, measures the model without labels (damage AUROC).
     Raises `ValueError` for an empty or wrongly shaped `x`, a negative `seed`, a device that is not
     there, or a checkpoint of another training, what `check_evidence` raises (with a probe before

@@ -27,8 +27,8 @@ LEARNED = ("train", "held_out", "calibration")  # the sets of `Sets` that hold n
 class Case:
     """A record, or an image, with what is known of it.
 
-    A large benchmark gives what reads the record in its place, so that opening the benchmark reads
-    no signal; `record` then reads it anew each time.
+    A large benchmark stores a function that reads the record instead, so that opening it reads no
+    signal; `record` then reads it anew each time.
     """
 
     stored: Record | Image | Callable[[], Record]

@@ -14,7 +14,7 @@ from ecgad.prepare.image import Image, ImagePreparation
 
 
 def arrays(root: Path, names: Sequence[str], published: str) -> dict[str, np.ndarray]:
-    """Those of the first of the files `names` that is there; a missing one is a `ValueError`."""
+    """The arrays of the first file in `names` that is there; `ValueError` when none is."""
     for path in (root / name for name in names):
         if path.is_file():
             with np.load(path, allow_pickle=False) as file:
@@ -38,7 +38,7 @@ def case(
 
 
 def sets(parts: Sequence[Sequence[Case]], name: str, licence: str, card: dict[str, Any]) -> Sets:
-    """Of train, held out, calibration and test; scaled as the training images alone say.
+    """The sets train, held out, calibration and test, scaled by the training images alone.
 
     Raises `ValueError` when a patient is in two of them, or what is learned from is not normal.
     """

@@ -109,7 +109,7 @@ def _known(name: str) -> None:
 def _value(key: str, kind: Any, value: Any) -> Any:
     """`value` as the type of its field: from text, and from the lists that JSON makes of tuples.
 
-    True is no number here, though Python has it for 1.
+    True is refused as a number, though Python takes it for 1.
     """
     if get_origin(kind) is tuple and isinstance(value, str | list | tuple):
         items = value.replace(",", " ").split() if isinstance(value, str) else value

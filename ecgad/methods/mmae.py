@@ -124,7 +124,8 @@ class Model(Detector):
         super().__init__(shape)
         self.config = c = config
         in_map = tuple(name for name in IN_MAP if name in c.beside)
-        # kept though the map may do without the error: a smaller `beside` runs on the same weights
+        # the error has a level even where the map does without it, so that the same weights serve
+        # a smaller `beside`
         self.levels = ("error", *in_map) if in_map and c.error else in_map
         self.in_map = in_map if "patches" in in_map else self.levels
         columns = OF_RECORD if c.error == 0 else ("error", *OF_RECORD)
@@ -372,10 +373,10 @@ def _divisor(n: int, most: int) -> int:
 
 
 def _average_over(segment: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """For each segment of `of` (n,), where it stands in `segment`, and the weight of each standing.
+    """For each segment of `of` (n,), its places in `segment`, and the weight of each place.
 
-    Rows are padded to one length with weight 0, so that averaging is one gather and one sum. For a
-    segment which stands nowhere (two halves of an odd number hide one twice) the nearest stands.
+    Rows are padded to one length with weight 0, so that averaging is one gather and one sum. A
+    segment without a place (two halves of an odd number hide one twice) has the nearest one's.
     """
     there = segment.unique()
     nearest = [there[(there - i).abs().argmin()] for i in of]

@@ -64,10 +64,10 @@ class Detector(nn.Module, ABC):
         """Computes, once before the stages, what is not learned by gradient."""
 
     def foresee(self, batches: Iterable[Tensor]) -> None:
-        """Takes from generated normals, before the real ones, what `settle` may lean on."""
+        """Computes from generated normals, before the real ones, what `settle` may build on."""
 
     def settle(self, batches: Iterable[Tensor]) -> None:
-        """Computes, once after the stages, what stands on what was learned (a bank of tokens)."""
+        """Computes, once after the stages, what depends on what was learned (a bank of tokens)."""
 
     def check(self, x: Tensor) -> None:
         """Refuses what `forward` and `loss` cannot take; the first line of both."""
@@ -87,7 +87,7 @@ def check_evidence(model: Detector, x: Tensor) -> None:
 
     Raises `TypeError` for what is no `Evidence`, and `ValueError` for another shape, a value that
     is not finite, or a record that gets other evidence alone than among the rest. That record is
-    the first one upside down and backwards: of one that was learned by heart, all may be rounding.
+    the first one upside down and backwards: the evidence in one learned by heart may be rounding.
     Draws nothing by chance and leaves the model as it was.
     """
     crowd = torch.cat([-x[:1].flip(-1), x])

@@ -25,10 +25,9 @@ def random_split(b: int, n: int, masked: int, device: torch.device) -> tuple[Ten
 
 
 def complement_schedule(n: int, ratio: float, rounds: int, seed: int) -> Tensor:
-    """Masks that between them hide every token, equally often up to one, (rounds, masked).
+    """Masks (rounds, masked) that together hide every token, each as often as any other, or once more.
 
     `masked` is the share of `n`, rounded up where rounding down would leave tokens out.
-
     Shuffled decks of all `n` tokens are dealt out `masked` at a time; a token already in the hand
     goes to the next one, so no round hides a token twice.
     """

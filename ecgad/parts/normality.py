@@ -95,7 +95,7 @@ def sums(rows: Tensor) -> Tensor:
 
 
 def draw(rows: Iterable[Tensor], total: int, most: int) -> Tensor:
-    """About `most` of `total` rows, that come in parts, by chance."""
+    """A random draw of about `most` of `total` rows, which come in parts."""
     return torch.cat([r[torch.rand(len(r), device=r.device) < most / total] for r in rows])
 
 
@@ -122,10 +122,10 @@ class Gaussian(nn.Module):
 
     @torch.no_grad()
     def fit(self, rows: Tensor, prior: int = 0) -> None:
-        """To (n, d), in float64. Raises `ValueError` for fewer than two, and where no distance
-        follows: of the same row over and over, or of two rows, each half of the times.
+        """Fits (n, d), in float64; correlations of an earlier fit, if any, count as `prior` rows.
 
-        The correlations of what it was fitted to before, if anything, count as `prior` rows more.
+        Raises `ValueError` for fewer than two rows, and where the covariance is singular: for one
+        row over and over, or two rows, each half of the times.
         """
         from sklearn.covariance import LedoitWolf
 

@@ -62,8 +62,10 @@ def bandpass(
 def _products(
     signal: np.ndarray, matrix: np.ndarray, before: int, step: int, made: int
 ) -> np.ndarray:
-    """(leads, made): stretches of `signal`, each `step` after the last one and the first `before`
-    its beginning, times `matrix` (stretch, block). The signal is mirrored at its ends."""
+    """(leads, made): stretches of `signal`, mirrored at its ends, times `matrix` (stretch, block).
+
+    The first stretch begins `before` samples ahead of the signal, each next one `step` later.
+    """
     leads, samples = signal.shape
     stretch, block = matrix.shape
     blocks = -(-made // block)
@@ -90,8 +92,8 @@ def _mirrored(place: np.ndarray, samples: int) -> np.ndarray:
 
 @lru_cache
 def _polyphase_matrix(up: int, down: int) -> tuple[np.ndarray, int, int]:
-    """(stretch, block) float32; samples of a stretch before its block begins; and from one stretch
-    to the next. The filter repeats itself every `up` samples of the result."""
+    """`matrix` (stretch, block) float32, `before` and `step` of `_products`. The filter repeats
+    itself every `up` samples of the result."""
     from scipy.signal import firwin
 
     half = 10 * max(up, down)
@@ -138,9 +140,14 @@ def _recursive(
 def _butterworth(
     order: int, band_hz: tuple[float, float], rate_hz: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a block and the state (n,) that it begins in become, (BLOCK + n, BLOCK + n); what the
-    first state and each block's gain become before each block, ((BLOCKS + 1) n, (BLOCKS + 1) n);
-    and the state (n,) in which the filter takes a level of 1."""
+    """The filter as matrices, n being the size of its state.
+
+    matrix   (BLOCK + n, BLOCK + n): a block and the state before it to its output and the state
+             after it
+    scan     ((BLOCKS + 1) n, (BLOCKS + 1) n): the first state and what each block adds to the
+             state before each block
+    level    (n,): the state in which the filter rests at an input of 1
+    """
     from scipy.signal import butter, sosfilt, sosfilt_zi
 
     sos = np.asarray(butter(order, band_hz, btype="bandpass", fs=rate_hz, output="sos"))

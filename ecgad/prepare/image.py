@@ -121,5 +121,5 @@ def smoothing(preparation: AnyPreparation, seconds: float) -> float:
 
 
 def tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON made lists of, as it was."""
+    """`data` with tuples again where JSON made lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 FORMATS = f"WFDB (a .hea with its .dat or .mat), {arrays.FORMATS}, {clinical.FORMATS}"
-PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # none of a file's
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine's
 _ENDINGS = (".hea", ".dat", ".mat")
 
 
@@ -80,7 +80,7 @@ def read_hours(path: str | Path, stated: Stated = UNSTATED) -> Iterator[Record]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[None]:
-    """Trouble that is the machine's passes on; what keeps the file from being opened is its own."""
+    """Makes what is wrong with the file a `ReadError`; trouble of the machine passes as it is."""
     try:
         yield
     except MemoryError as error:

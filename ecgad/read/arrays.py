@@ -42,7 +42,7 @@ _START = 2**14  # bytes, in which the names and units of a table stand
 
 
 class Stated(NamedTuple):
-    """What is said of files that do not say it themselves, and only of those."""
+    """Unit and rate of files that state none themselves; others keep their own."""
 
     unit: str | None = None  # mV, uV, nV or V
     rate_hz: float | None = None
@@ -169,7 +169,7 @@ def _word(value: Any) -> str:
 
 
 def _or_stated(missing: Sequence[str]) -> str:
-    """What to say of what can be stated."""
+    """The options that would supply what is missing, in words."""
     options = {"rate_hz": "--rate-hz 500", "unit": "--unit mV"}
     said = [options[key] for key in missing if key in options]
     return f", or what you state: {' '.join(said)}" if said else ""

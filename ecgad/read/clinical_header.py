@@ -27,7 +27,7 @@ _ISHNE_COUNTS = (-32767, 32767)  # -32768 is its mark of a fault
 
 
 def leads_of(found: ECGRecord, source: bytes, remarks: list[str]) -> list[Lead]:
-    """The leads of a parsed file, mended by what its bytes `source` say; `remarks` get the doubts.
+    """The leads of a parsed file, corrected by its bytes `source`; doubts go to `remarks`.
 
     Raises `ReadError` where the file contradicts itself, or leads cannot be put on one clock.
     """
@@ -190,9 +190,9 @@ def _xml(source: bytes) -> Any:
 
 
 def _at(leads: Sequence[Lead], rate_hz: float) -> list[Lead]:
-    """The leads at `rate_hz`, or at the whole number that a division has missed by a rounding.
+    """The leads at `rate_hz`, or at the whole number that it is but for rounding.
 
-    Where it is not what the parser has rounded, the parser knew better.
+    A lead keeps the parser's rate where that is not `rate_hz` rounded.
     """
     whole = math.isclose(rate_hz, round(rate_hz), rel_tol=1e-12)
     exact = round(rate_hz) if whole else rate_hz
@@ -217,7 +217,7 @@ def _placed(leads: list[Lead], starts: list[int], remarks: list[str]) -> list[Le
 
 
 def _drop_outside(lead: Lead, counts: Sequence[float]) -> int:
-    """How many samples of a lead were no count from the first of `counts` to the last: now NaN."""
+    """Makes samples NaN that are no count from `counts[0]` to `counts[1]`; says how many."""
     if lead.units != "mV":
         return 0
     edges = np.array([counts[0] - 0.5, counts[1] + 0.5]) * lead.resolution + lead.offset

@@ -212,8 +212,8 @@ def _record(header: Header, counts: Counts, path: Path, remarks: list[str], sha2
 
 
 def _all_to_mv(counts: Counts, kept: dict[int, Channel], signal: np.ndarray) -> bool:
-    """Fills `signal` (leads, time) with mV at once, where that gives each bit that `_to_mv` gives:
-    of 16-bit counts, all of them samples, by gains and baselines that float32 holds."""
+    """Fills `signal` (leads, time) with mV in one go, if the result is that of `_to_mv` to the last
+    bit: for 16-bit counts, none missing, and gains and baselines that are exact in float32."""
     gain, baseline = np.array([(c.gain, c.baseline) for c in kept.values()]).T[:, :, None]
     exact = (gain == gain.astype(np.float32)).all() and abs(gain).min() >= 1
     if not isinstance(counts, np.ndarray) or not exact or abs(baseline).max() > 2**22:

@@ -53,8 +53,10 @@ class Ranking:
 
 
 def _views(dataset: Dataset) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The numbers of rows that a list holds, in its order: by p-value, then score, as reports are;
-    what was not scored, in the order of the inputs. And the p-values of those that were."""
+    """The row numbers of each list, and the p-values of the scored rows in their order.
+
+    Scored rows go by p-value, then score, as in reports; others in the order of the inputs.
+    """
     from pyarrow.dataset import field
 
     table = dataset.to_table(

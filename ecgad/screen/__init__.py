@@ -53,7 +53,7 @@ __all__ = [
 
 TOP = 20  # records drawn in the report
 LISTED = 10  # records told of at the end, at least
-SHORT_S = 60.0  # of a longer record there are windows enough to go through the model together
+SHORT_S = 60.0  # a longer record has windows enough of its own to go through the model together
 Score = Callable[[str, Bundle], tuple[Row, Result | None]]
 
 
@@ -170,7 +170,7 @@ def take_shard(places: list[Path], shard: str | None) -> list[Path]:
 
 
 def _shard(shard: str | None) -> str | None:
-    """As it is compared: 01/16 is 1/16."""
+    """`shard` in one spelling, as it is compared: 01/16 is 1/16."""
     if shard is None:
         return None
     i, _, n = shard.partition("/")
@@ -186,8 +186,10 @@ def score_file(
     stated: Stated = UNSTATED,
     pieces: Iterable[Record] | None = None,
 ) -> tuple[Row, Result | None]:
-    """The row of one file, whose `pieces` may have been read before, and its result unless the row
-    is that of a failure. Never raises."""
+    """The row of one file and its result, None for a failure; `pieces`, if it was read already.
+
+    Raises nothing but `OSError`, for trouble of the machine (`ecgad.read.PASSING`).
+    """
     try:
         result = bundle.score_hours(pieces or read_hours(path, stated), alpha=alpha)
         return result_row(result, path), result
@@ -247,7 +249,7 @@ def _score_crowd(paths: Sequence[str], bundle: Bundle, alpha: float, stated: Sta
 
 
 def _failure(path: str, error: Exception, bundle: Bundle) -> Row:
-    """Of trouble that passes, and is none of the file's, raises `OSError` instead."""
+    """The row of a failure; raises `OSError` where the trouble is the machine's and may pass."""
     if isinstance(error, OSError) and error.errno in PASSING:
         raise _passing(error, path)
     if isinstance(error, ReadError):

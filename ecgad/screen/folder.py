@@ -78,8 +78,7 @@ def plan(
     every: Sequence[Path],
     stated: Stated = UNSTATED,
 ) -> Manifest:
-    """A manifest before anything is scored; `places` is the shard of `every` that `paths` lead to,
-    from the working folder where they are relative."""
+    """A manifest before anything is scored; `places` are the shard of `every` record at `paths`."""
     data, calibration = bundle.card["data"], bundle.calibration.groups
     return {
         "schema": VERSION,
@@ -204,8 +203,8 @@ def write_part(place: Path, rows: list[Row]) -> None:
 def finish(out: Path, manifest: Manifest, card: dict[str, Any]) -> pa.Table:
     """All parts as results.csv; completes the manifest with what is in them.
 
-    `card` is the model's, and says whether it was calibrated with a site's records. Returns of each
-    row what `BRIEF` names: of the whole rows no more than one part is in memory.
+    `card` is the model's, and says whether it was calibrated with a site's records. Returns the
+    columns `BRIEF` of all rows; of whole rows no more than one part is in memory.
     """
     with whole(out / "results.csv") as file:
         table = _write_csv(file, parts(out))
@@ -288,8 +287,7 @@ def read_finished(out: Path) -> Manifest:
 
 
 def not_known(places: list[Path], known: Iterable[Path]) -> list[Path]:
-    """Those that finished screenings in the folders `known` do not hold: by path and size, as a
-    manifest names them."""
+    """The `places` that no finished screening in the folders `known` holds, by path and size."""
     there = set()
     for out in known:
         manifest = read_finished(out)

@@ -90,7 +90,7 @@ def _check(shards: list[tuple[Path, folder.Manifest]]) -> None:
 
 
 def _interleaved(lists: list[list[Any]]) -> list[Any]:
-    """The list of which `lists` are every n-th from the first, from the second ... on.
+    """One list that takes an element of each of `lists` in turn.
 
     >>> _interleaved([[0, 3, 6], [1, 4], [2, 5]])
     [0, 1, 2, 3, 4, 5, 6]

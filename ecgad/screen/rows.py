@@ -104,7 +104,7 @@ def counts(table: pa.Table) -> dict[str, int]:
 
 
 def strangest(table: pa.Table, count: int) -> list[int]:
-    """The numbers of the first rows by p-value, then by score, of those that were scored."""
+    """The numbers of the `count` strangest scored rows: by p-value, then by score."""
     score = table["score"].fill_null(0).to_numpy()
     order = np.lexsort((-score, table["p_value"].fill_null(math.inf).to_numpy()))
     scored = len(table) - table["p_value"].null_count

@@ -35,8 +35,8 @@ def settled(
 ) -> Iterator[Path]:
     """The folder that holds the model, calibrated with the records at `normals` if given.
 
-    A model to be kept in `out` is written beside first, and takes its place on leaving without an
-    error, so that another screening's model stays when this one is refused.
+    A model to be kept in `out` is written beside it and moved into place on leaving without an
+    error, so that a screening that is refused leaves the model there as it was.
     """
     home, beside = out / "model", out / "model.writing"
     if normals is None and bundle.folder is not None:
@@ -55,7 +55,7 @@ def settled(
 
 
 def compare(table: pa.Table, card: dict[str, Any], alpha: float) -> dict[str, Any]:
-    """How many of the scored records are flagged by the site's calibration, and by the former."""
+    """How many scored records are flagged by the site's calibration, and by the model's own."""
     note = card["recalibrated"]
     scored = table.filter(table["p_value"].is_valid())
     score, group = scored["score"].to_numpy(), np.array(scored["p_group"].to_pylist(), object)
@@ -109,7 +109,7 @@ def _calibrate(
 
 
 def _told(records: Iterator[Record], progress: Progress) -> Iterator[Record]:
-    """Each is done when the next is asked for."""
+    """The records; each counts as done when the next is asked for."""
     for record in records:
         yield record
         progress.advance(1, 0)
