@@ -49,6 +49,11 @@ def write_archive(folder: Path, ecg, healthy: int = 22) -> Path:
     return folder
 
 
+def results(out: Path) -> dict[str, bytes]:
+    """Name -> bytes of all that must not depend on how a screening ran."""
+    return {p.name: p.read_bytes() for p in [*out.glob("part-*"), out / "results.csv"]}
+
+
 def tiny_model(tmp_path_factory, ecg) -> Path:
     """The folder of a model; 20 calibration records, so that alpha = 0.05 can be asked for."""
     if not _made:

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from archive import results
+
 ROOT = Path(__file__).parent.parent
 CHILD = """
 import importlib, os, signal, sys
@@ -55,10 +57,6 @@ def killed_after(seconds: float, archive: Path, out: Path, model: Path) -> int:
     time.sleep(seconds)
     run.send_signal(signal.SIGKILL)
     return run.wait()
-
-
-def results(out: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in [*out.glob("part-*"), out / "results.csv"]}
 
 
 def main(archive: Path, model: Path, kills: int = 60) -> int:

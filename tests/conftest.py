@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core, so a thread a process
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -96,3 +97,11 @@ def ecg() -> Callable[..., np.ndarray]:
 @pytest.fixture(scope="session")
 def pictures() -> Callable[..., np.ndarray]:
     return _pictures
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory, ecg: Callable[..., np.ndarray]) -> Path:
+    """The folder of a model trained in seconds, where a file has no other `model`."""
+    from archive import tiny_model
+
+    return tiny_model(tmp_path_factory, ecg)

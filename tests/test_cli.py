@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archive import RATE_HZ, tiny_model, write_archive, write_record
+from archive import RATE_HZ, write_archive, write_record
 
 from ecgad import load, read
 from ecgad.__main__ import main
@@ -38,11 +38,6 @@ TINY = (
 def _no_pages(monkeypatch):
     monkeypatch.setattr(importlib.import_module("ecgad.screen"), "TOP", 0)
     monkeypatch.setenv("COLUMNS", "120")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, ecg):
-    return tiny_model(tmp_path_factory, ecg)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archive import tiny_model
 
 from ecgad import load, read, train
 from ecgad import record as ecgad_record
@@ -26,8 +25,8 @@ Ecg = Callable[..., np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, ecg: Ecg) -> Bundle:
-    return load(tiny_model(tmp_path_factory, ecg))
+def model(model: Path) -> Bundle:
+    return load(model)
 
 
 @pytest.fixture

@@ -7,17 +7,12 @@ import subprocess
 from functools import partial
 
 import pytest
-from archive import tiny_model, write_archive
+from archive import results, write_archive
 
 from ecgad.screen import folder, screen
 from ecgad.screen.merge import merge
 
 SCREEN = importlib.import_module("ecgad.screen")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, ecg):
-    return tiny_model(tmp_path_factory, ecg)
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +26,6 @@ def runs(tmp_path_factory, ecg, model):
         for i in "123":
             run(out / i, shard=f"{i}/3")
     return out
-
-
-def results(out):
-    return {p.name: p.read_bytes() for p in [*out.glob("part-*"), out / "results.csv"]}
 
 
 def test_merged_shards_are_the_bytes_of_a_run_in_one_piece(runs, tmp_path):

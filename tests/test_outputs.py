@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from archive import tiny_model, write_archive
+from archive import write_archive
 from fhir.resources.R4B.observation import Observation
 
 from ecgad.read import read_annotations
@@ -18,8 +18,8 @@ from ecgad.screen import folder, screen
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory, ecg):
-    model, home = tiny_model(tmp_path_factory, ecg), tmp_path_factory.mktemp("screened")
+def out(tmp_path_factory, ecg, model):
+    home = tmp_path_factory.mktemp("screened")
     write_archive(home / "in", ecg, healthy=4)
     (home / "in/good/r03.hea").rename(home / "in/good/r 0.3.hea")  # a name that wfdb refuses
     with pytest.MonkeyPatch.context() as patch:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.signal import butter, filtfilt
+from test_benchmarks import assert_apart
 
 from ecgad.benchmarks import Case, Sets, ptbxl, ptbxl_mcf
 from ecgad.evaluate import prepare_case
@@ -136,13 +137,7 @@ def test_the_preset_learns_from_folds_one_to_nine(root: Path):
 def test_no_patient_is_in_two_sets_and_no_abnormal_record_is_learned_from(
     root: Path, load: Callable[[Path], Sets]
 ):
-    sets = load(root)
-    parts = (sets.train, sets.held_out, sets.calibration, sets.test)
-    patients = [{case.patient for case in part} for part in parts]
-    for i, one in enumerate(patients):
-        assert one
-        assert not any(one & other for other in patients[i + 1 :])
-    assert not any(case.abnormal for part in parts[:3] for case in part)
+    assert_apart(load(root))
 
 
 def test_the_card_counts_what_is_in_the_sets(root: Path):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from archive import tiny_model, write_archive
+from archive import results, write_archive
 
 pytest.importorskip("ray")
 
@@ -96,10 +96,9 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory, ecg):
+def ran(tmp_path_factory, ecg, model):
     """OUT of one process, OUT of a run on two nodes, and what the script told."""
     screen = importlib.import_module("ecgad.screen")
-    model = tiny_model(tmp_path_factory, ecg)
     archive = write_archive(tmp_path_factory.mktemp("in"), ecg)
     ours, theirs, marks = map(tmp_path_factory.mktemp, ("ours", "theirs", "marks"))
     script = tmp_path_factory.mktemp("script") / "on_ray.py"
@@ -113,10 +112,6 @@ def ran(tmp_path_factory, ecg):
     done = subprocess.run(words, env=os.environ | more, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return ours, theirs, json.loads((marks / "told").read_text())
-
-
-def results(out):
-    return {p.name: p.read_bytes() for p in [*out.glob("part-*"), out / "results.csv"]}
 
 
 def test_a_node_that_goes_and_a_process_that_dies_over_their_chunks_lose_nothing(ran):

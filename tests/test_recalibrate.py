@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archive import RATE_HZ, tiny_model, write_record
+from archive import RATE_HZ, write_record
 
 from ecgad import load
 from ecgad.prepare.signal import Prepared
@@ -25,11 +25,6 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def _no_pages(monkeypatch):
     monkeypatch.setattr(importlib.import_module("ecgad.screen"), "TOP", 0)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, ecg):
-    return tiny_model(tmp_path_factory, ecg)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archive import tiny_model, write_archive, write_record
+from archive import results, write_archive, write_record
 from bench_kills import killed_at
 from test_clinical import muse
 
@@ -47,11 +47,6 @@ def _no_pages(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, ecg):
-    return tiny_model(tmp_path_factory, ecg)
-
-
-@pytest.fixture(scope="module")
 def archive(tmp_path_factory, ecg):
     return write_archive(tmp_path_factory.mktemp("archive"), ecg)
 
@@ -63,11 +58,6 @@ def whole(tmp_path_factory, archive, model):
         patch.setattr(SCREEN, "TOP", 0)
         screen(archive, out := tmp_path_factory.mktemp("whole"), model=model, workers=1, quiet=True)
     return out
-
-
-def results(out):
-    """Name -> bytes of all that must not depend on how a screening ran."""
-    return {p.name: p.read_bytes() for p in [*out.glob("part-*"), out / "results.csv"]}
 
 
 def row_of(table, name):

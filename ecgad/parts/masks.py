@@ -25,7 +25,7 @@ def random_split(b: int, n: int, masked: int, device: torch.device) -> tuple[Ten
 
 
 def complement_schedule(n: int, ratio: float, rounds: int, seed: int) -> Tensor:
-    """Masks (rounds, masked) that together hide every token, each as often as any other, or once more.
+    """Masks (rounds, masked) that together hide every token, each as often as others or once more.
 
     `masked` is the share of `n`, rounded up where rounding down would leave tokens out.
     Shuffled decks of all `n` tokens are dealt out `masked` at a time; a token already in the hand
