@@ -28,8 +28,13 @@ def whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except OSError as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)  # gives back its space
-        what = f"{error.strerror}; mend that, and the same command carries on"
-        raise OSError(error.errno, what, str(path)) from error
+        raise mendable(error, path) from error
+
+
+def mendable(error: OSError, path: str | Path) -> OSError:
+    """`error` over the file at `path`, with what would do."""
+    what = f"{error.strerror}; mend that, and the same command carries on"
+    return OSError(error.errno, what, str(path))
 
 
 def file_sha256(path: Path) -> str:

@@ -277,5 +277,5 @@ def test_all_leads_but_three_are_needed_unless_another_number_is_asked_for():
     assert [Preparation(leads=names[:n]).min_leads for n in (1, 2, 6)] == [1, 1, 3]
     assert (Preparation().min_leads, Preparation(min_leads=12).min_leads) == (9, 12)
     for wrong in (13, -1):
-        with pytest.raises(ValueError, match=f"min_leads is {wrong}, of 12 leads"):
+        with pytest.raises(ValueError, match=f"min_leads is {wrong}; of 12 leads"):
             Preparation(min_leads=wrong)

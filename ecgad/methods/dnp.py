@@ -96,6 +96,8 @@ class Model(Detector):
     """DNP-ConFormer for inputs of `shape` = (c, *grid), on an encoder that goes on learning."""
 
     whole = ("prototypes",)
+    centre: Tensor
+    deviation: Tensor
 
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
@@ -175,12 +177,12 @@ class Model(Detector):
     def settle(self, batches: Iterable[Tensor]) -> None:
         """Remembers the prototypes of normal records."""
         p = torch.cat([self.extractor(self.tokens(x)) for x in batches])  # (records, M, d)
-        self.get_buffer("centre").copy_(p.mean(0))
-        self.get_buffer("deviation").copy_(p.std(0, correction=0).clamp(min=1e-3))
+        self.centre.copy_(p.mean(0))
+        self.deviation.copy_(p.std(0, correction=0).clamp(min=1e-3))
         self.bank.fit(self._standard(p).flatten(0, 1))
 
     def _standard(self, p: Tensor) -> Tensor:
-        return (p - self.get_buffer("centre")) / self.get_buffer("deviation")
+        return (p - self.centre) / self.deviation
 
 
 class _Extractor(nn.Module):

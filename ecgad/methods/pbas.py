@@ -86,6 +86,9 @@ class Config:
 class Model(Detector):
     """PBAS for inputs of `shape` = (c, *grid), on the tokens of a frozen encoder."""
 
+    centres: Tensor
+    unit: Tensor  # the radius before learning
+
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
         self.encoder = encoders.build(config.encoder, shape)
@@ -101,7 +104,7 @@ class Model(Detector):
         for module in (self.project, self.discriminate):  # the encoder stays as it is
             module.apply(_xavier)
         self.register_buffer("centres", torch.zeros(c.centres, channels))
-        self.register_buffer("unit", torch.ones(()))  # the radius before learning
+        self.register_buffer("unit", torch.ones(()))
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
@@ -121,15 +124,15 @@ class Model(Detector):
         centres = _means(next(tokens), self.config.centres)
         for u in tokens:
             centres = align(centres, u, self.config.ema)
-        self.get_buffer("centres").copy_(centres)
+        self.centres.copy_(centres)
         radii = [away(self.features(x), centres).norm(dim=-1) for x in batches]  # (b, n) each
-        self.get_buffer("unit").copy_(torch.cat(radii).mean())
+        self.unit.copy_(torch.cat(radii).mean())
 
     def loss(self, x: Tensor) -> Tensor:
         """L_c + L_bce, L_c in units of the radius before learning."""
         self.check(x)
-        u, centres, c = self.features(x).flatten(0, 1), self.get_buffer("centres"), self.config
-        compact = away(u, centres).norm(dim=-1).mean() / self.get_buffer("unit")
+        u, centres, c = self.features(x).flatten(0, 1), self.centres, self.config
+        compact = away(u, centres).norm(dim=-1).mean() / self.unit
         loss = c.compactness * compact + self.refine(u, synthesise(u, centres, c.push))
         return loss + c.damage * self.damaged(x) if c.damage else loss
 

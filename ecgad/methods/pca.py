@@ -37,18 +37,21 @@ class Config:
 class Model(Detector):
     """PCA reconstruction for inputs of `shape` = (c, *grid)."""
 
+    mean: Tensor
+    residual: Tensor  # I - V V^T
+
     def __init__(self, shape: tuple[int, ...], config: Config) -> None:
         super().__init__(shape)
         self.config = config
         self.tokens = Tokens(shape, config.segment)
         p = self.tokens.size
         self.register_buffer("mean", torch.zeros(p))
-        self.register_buffer("residual", torch.eye(p))  # I - V V^T; before `warm_up`, V is empty
+        self.register_buffer("residual", torch.eye(p))  # before `warm_up`, V is empty
 
     def forward(self, x: Tensor) -> Evidence:
         self.check(x)
         u = self.tokens.split(x)  # (b, n, p)
-        error = ((u - self.get_buffer("mean")) @ self.get_buffer("residual")).square()
+        error = ((u - self.mean) @ self.residual).square()
         return Evidence(self.tokens.join(error), x.new_zeros(x.shape[0], 0))
 
     def loss(self, x: Tensor) -> Tensor:
@@ -64,7 +67,7 @@ class Model(Detector):
 
         Raises `ValueError` for no records.
         """
-        p, device = self.tokens.size, self.get_buffer("mean").device
+        p, device = self.tokens.size, self.mean.device
         n = 0
         total = torch.zeros(p, dtype=torch.float64, device=device)
         products = torch.zeros(p, p, dtype=torch.float64, device=device)
@@ -75,8 +78,8 @@ class Model(Detector):
             raise ValueError("no records; components need at least one, better hundreds")
         mean = total / n
         leading = _leading(products / n - torch.outer(mean, mean), self.config.variance)
-        self.get_buffer("mean").copy_(mean)
-        self.get_buffer("residual").copy_(torch.eye(p).to(leading) - leading @ leading.T)
+        self.mean.copy_(mean)
+        self.residual.copy_(torch.eye(p).to(leading) - leading @ leading.T)
 
 
 def _leading(covariance: Tensor, share: float) -> Tensor:

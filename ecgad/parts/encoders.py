@@ -41,6 +41,9 @@ class Encoder(nn.Module, ABC):
     Nothing in it learns: its parameters take no gradient, `warm_up` alone changes it.
     """
 
+    centre: Tensor
+    deviation: Tensor
+
     def __init__(self, spec: str, grid: tuple[int, ...], layers: int, width: int) -> None:
         super().__init__()
         self.spec = spec  # what `build` makes the same structure from
@@ -54,7 +57,7 @@ class Encoder(nn.Module, ABC):
         """(b, c, *grid) -> (b, layers, n, d), as the network gives them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.encode(x) - self.get_buffer("centre")) / self.get_buffer("deviation")
+        return (self.encode(x) - self.centre) / self.deviation
 
     @torch.no_grad()
     def warm_up(self, batches: Iterable[Tensor]) -> None:
@@ -72,8 +75,8 @@ class Encoder(nn.Module, ABC):
         variance = (torch.as_tensor(square) / n - centre.square()).clamp(min=0)
         deviation = variance.mean(1, keepdim=True).sqrt()  # about the mean at each position
         floor = FLOOR * deviation.amax(-1, keepdim=True) + 1e-6
-        self.get_buffer("centre").copy_(centre)
-        self.get_buffer("deviation").copy_(torch.maximum(deviation, floor))
+        self.centre.copy_(centre)
+        self.deviation.copy_(torch.maximum(deviation, floor))
 
     def spread(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:
         """One number a token as a map: (b, n) -> (b, 1, *shape), linear between their centres."""

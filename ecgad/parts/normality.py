@@ -40,6 +40,8 @@ class Bank(nn.Module):
     stay when the bank is fitted to real ones. With `leads` each lead has centres of its own.
     """
 
+    centres: Tensor
+
     def __init__(
         self, size: int, width: int, foreseen: int = 0, leads: tuple[int, ...] = ()
     ) -> None:
@@ -50,8 +52,8 @@ class Bank(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(.., *leads, n, d) -> (.., *leads, n): squared distance to the nearest centre, over d."""
-        centres = self.get_buffer("centres")  # |a - c|^2 = |a|^2 + (a, 1) (-2 c, |c|^2)
-        across = torch.cat([-2 * centres, centres.square().sum(-1, keepdim=True)], -1)
+        c = self.centres  # |a - c|^2 = |a|^2 + (a, 1) (-2 c, |c|^2)
+        across = torch.cat([-2 * c, c.square().sum(-1, keepdim=True)], -1)
         nearest = (F.pad(rows, (0, 1), value=1) @ across.transpose(-1, -2)).amin(-1)
         return (nearest + squares(rows)).clamp(min=0) / rows.shape[-1]
 
@@ -61,12 +63,12 @@ class Bank(nn.Module):
 
         Where there are fewer rows than centres, some rows are centres twice.
         """
-        centres = self.get_buffer("centres")
-        centres = centres[..., self.size :, :] if foreseen else centres[..., : self.size, :]
+        mine = slice(self.size, None) if foreseen else slice(self.size)
+        centres = self.centres[..., mine, :]
         rows = rows[torch.randperm(len(rows))[:most]].cpu()
         each = rows.reshape(len(rows), -1, rows.shape[-1]).unbind(1)
         seed, k = int(torch.randint(2**31, ())), centres.shape[-2]
-        found = torch.stack([_means(mine, k, seed) for mine in each])
+        found = torch.stack([_means(its, k, seed) for its in each])
         centres.copy_(found.reshape(centres.shape))
 
 
@@ -171,8 +173,8 @@ class Gaussians(nn.Module):
     def kind(self, f: Tensor) -> Tensor:
         """Which kind each cell is of: (b, d, *grid) -> (b, *grid)."""
         rows = f.movedim(1, -1)
-        centres = self.bank.get_buffer("centres")
-        return torch.cdist(rows.flatten(1, -2), centres).argmin(-1).reshape(rows.shape[:-1])
+        far = torch.cdist(rows.flatten(1, -2), self.bank.centres)
+        return far.argmin(-1).reshape(rows.shape[:-1])
 
     @torch.no_grad()
     def follow(self, f: Tensor) -> None:
@@ -180,7 +182,7 @@ class Gaussians(nn.Module):
         rows = f.movedim(1, -1).flatten(0, -2)  # (b cells, d)
         if self.count.sum() == 0:
             self.bank.fit(rows)
-            self.mean.copy_(self.bank.get_buffer("centres"))
+            self.mean.copy_(self.bank.centres)
         if self.count.sum() >= MOST:
             return
         kind = self.kind(f).flatten()
@@ -271,6 +273,11 @@ class Rhythm(nn.Module):
     the pieces that hold its middle.
     """
 
+    share: Tensor
+    pieces: Tensor
+    waves: Tensor
+    back: Tensor
+
     def __init__(
         self, shape: tuple[int, ...], segment: int, pool: int, piece: int, hop: int,
         lags: tuple[int, int], size: int = 128, foreseen: int = 0,
@@ -292,17 +299,17 @@ class Rhythm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, t) -> (b, segments)"""
-        return self.bank(self.features(x)) @ self.get_buffer("share")
+        return self.bank(self.features(x)) @ self.share
 
     def features(self, x: Tensor) -> Tensor:
         """(b, c, t) -> (b, pieces, lags), each 1 where a piece repeats itself exactly."""
         speed = torch.cat([x[..., 1:] - x[..., :-1], torch.zeros_like(x[..., :1])], -1).abs()
         speed = reduce(torch.add, speed.unbind(1))  # `sum` rounds otherwise in larger batches
         speed = speed[:, : self.length * self.pool].unflatten(1, (self.length, self.pool)).mean(2)
-        cut = pick(speed, self.get_buffer("pieces"))  # (b, pieces, samples)
+        cut = pick(speed, self.pieces)  # (b, pieces, samples)
         cut = cut - cut.mean(-1, keepdim=True)
-        waves = (cut @ self.get_buffer("waves")).unflatten(-1, (2, -1))  # cosines and sines
-        product = waves.square().sum(-2) @ self.get_buffer("back")
+        waves = (cut @ self.waves).unflatten(-1, (2, -1))  # cosines and sines
+        product = waves.square().sum(-2) @ self.back
         return product / (cut.square().sum(-1, keepdim=True) + 1e-6)
 
     def fit(self, batches: Iterable[Tensor], *, foreseen: bool = False) -> None:

@@ -99,44 +99,50 @@ class Bank(nn.Module):
     `standardise` are called, in this order, with tokens of normals.
     """
 
+    apart: Tensor
+    prototypes: Tensor  # lifted
+    scale: Tensor  # root mean square of the tokens
+    largest: Tensor  # F
+    centre: Tensor
+    spread: Tensor
+
     def __init__(self, width: int, apart: Tensor, alpha: float) -> None:
         super().__init__()
         rows, _, k = apart.shape
         self.alpha = alpha
         self.register_buffer("apart", apart, persistent=False)
-        self.register_buffer("prototypes", torch.zeros(k, width + 2))  # lifted
-        self.register_buffer("scale", torch.ones(()))  # root mean square of the tokens
-        self.register_buffer("largest", torch.ones(()))  # F
+        self.register_buffer("prototypes", torch.zeros(k, width + 2))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("largest", torch.ones(()))
         self.register_buffer("centre", torch.zeros(rows))
         self.register_buffer("spread", torch.ones(rows))
 
     def forward(self, z: Tensor) -> Tensor:
         """Distances (b, rows, n), from the mean of normals and in deviations of normal records."""
-        centre, spread = self.get_buffer("centre"), self.get_buffer("spread")
-        return (self.distance(z) - centre[:, None]) / spread[:, None]
+        return (self.distance(z) - self.centre[:, None]) / self.spread[:, None]
 
     def distance(self, z: Tensor) -> Tensor:
-        return self.cost(self.lifted(z), self.get_buffer("apart")).amin(-1)  # (b, rows, n)
+        return self.cost(self.lifted(z), self.apart).amin(-1)  # (b, rows, n)
 
     def lifted(self, z: Tensor) -> Tensor:
-        return lift(z / self.get_buffer("scale"))
+        return lift(z / self.scale)
 
     def cost(self, tokens: Tensor, apart: Tensor) -> Tensor:
         """M of lifted tokens (.., n, d + 2), where `apart` (.., n, k) is S: (.., n, k)."""
-        prototypes = F.normalize(self.get_buffer("prototypes"), dim=1)
-        feature = (1 - tokens @ prototypes.T) / self.get_buffer("largest")
+        prototypes = F.normalize(self.prototypes, dim=1)
+        feature = (1 - tokens @ prototypes.T) / self.largest
         return (1 - self.alpha) * feature + self.alpha * apart
 
     @torch.no_grad()
     def begin(self, z: Tensor) -> None:
         """Each prototype becomes a token (b, rows, n, d) drawn from its place."""
         apart = self._everywhere(z)  # (rows n, k)
-        self.get_buffer("scale").copy_(z.square().mean().sqrt().clamp(min=1e-6))
+        self.scale.copy_(z.square().mean().sqrt().clamp(min=1e-6))
         tokens = self.lifted(z).flatten(1, 2)  # (b, rows n, d + 2)
         drawn = _draw((apart == apart.amin(0)).T.repeat(1, len(z)))
-        self.get_buffer("prototypes").copy_(tokens.flatten(0, 1)[drawn])
-        feature = 1 - tokens @ self.get_buffer("prototypes").T
-        self.get_buffer("largest").copy_(feature.max().clamp(min=1e-6))
+        self.prototypes.copy_(tokens.flatten(0, 1)[drawn])
+        feature = 1 - tokens @ self.prototypes.T
+        self.largest.copy_(feature.max().clamp(min=1e-6))
 
     @torch.no_grad()
     def step(self, z: Tensor, *, ema: float, epsilon: float, relax: float) -> Tensor:
@@ -146,19 +152,18 @@ class Bank(nn.Module):
         tokens, apart = tokens[drawn], apart[drawn % len(apart)]
         cost = self.cost(tokens, apart)
         sent = plan(cost, epsilon, relax)
-        self.get_buffer("prototypes").mul_(ema).add_((1 - ema) * barycentres(sent, tokens))
+        self.prototypes.mul_(ema).add_((1 - ema) * barycentres(sent, tokens))
         return (sent * cost).sum()
 
     @torch.no_grad()
     def standardise(self, means: Tensor) -> None:
         """`means` (records, rows) are of normals' distances; each row by its mean and deviation."""
         spread, centre = torch.std_mean(means, dim=0, correction=0)
-        self.get_buffer("centre").copy_(centre)
-        self.get_buffer("spread").copy_(spread.clamp(min=FLOOR))
+        self.centre.copy_(centre)
+        self.spread.copy_(spread.clamp(min=FLOOR))
 
     def _everywhere(self, z: Tensor) -> Tensor:
-        apart = self.get_buffer("apart")
-        return apart.expand(z.shape[1], z.shape[2], -1).flatten(0, 1)
+        return self.apart.expand(z.shape[1], z.shape[2], -1).flatten(0, 1)
 
 
 def _draw(eligible: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ class Preparation:
         if not self.min_leads:
             object.__setattr__(self, "min_leads", max(len(self.leads) - 3, 1))
         if not 1 <= self.min_leads <= len(self.leads):
-            raise ValueError(f"min_leads is {self.min_leads}, of {len(self.leads)} leads")
+            raise ValueError(
+                f"min_leads is {self.min_leads}; of {len(self.leads)} leads 1 to all can be needed"
+            )
         if self.margin_s < 0:
             raise ValueError(f"margin_s is {self.margin_s}; 0 or more seconds at each end")
         if self.scale not in ("record", "minmax", "train"):

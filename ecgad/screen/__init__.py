@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from ecgad.bundle import CROWD, Bundle, load
 from ecgad.calibrate import check_alpha
+from ecgad.files import mendable
 from ecgad.read import FORMATS, PASSING, UNSTATED, Stated, find, read_hours
 from ecgad.record import ReadError, Record, Result
 from ecgad.screen import folder, site
@@ -251,16 +252,11 @@ def _score_crowd(paths: Sequence[str], bundle: Bundle, alpha: float, stated: Sta
 def _failure(path: str, error: Exception, bundle: Bundle) -> Row:
     """The row of a failure; raises `OSError` where the trouble is the machine's and may pass."""
     if isinstance(error, OSError) and error.errno in PASSING:
-        raise _passing(error, path)
+        raise mendable(error, error.filename or path)
     if isinstance(error, ReadError):
         return failed_row(path, str(error), bundle)
     what = f"{path}: {type(error).__name__}: {error}; not foreseen: report it with this file"
     return failed_row(path, what, bundle)
-
-
-def _passing(error: OSError, path: str | Path) -> OSError:
-    what = f"{error.strerror}; mend that, and the same command carries on"
-    return OSError(error.errno, what, str(error.filename or path))
 
 
 def _runner(engine: str, workers: int | None) -> Callable[..., Generator[Done]]:
@@ -339,7 +335,7 @@ def _draw(out: Path, top: list[Row], home: Path, score: Score, workers: int, qui
     try:
         write_report(out, pages=pages)
     except OSError as error:
-        raise _passing(error, out / "report.html") from error
+        raise mendable(error, error.filename or out / "report.html") from error
 
 
 def _drawer(home: Path, score: Score) -> Callable[[Sequence[str]], list[str | None]]:

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ecgad.screen.workers import Done, GiveUp, Make, Work, one_by_one
+from ecgad.screen.workers import Done, GiveUp, Make, Work, one_by_one, run
 
 TRIES = 3  # of a chunk whose process dies, before its items are done one by one
 
@@ -86,9 +85,7 @@ def _result(ray: Any, ref: Any) -> Done | None:
 
 def _work(recipe: bytes, number: int, items: Sequence[Any]) -> Done:
     """What a node does."""
-    work, started = _made(recipe), time.perf_counter()
-    results = work(items)
-    return Done(number, results, time.perf_counter() - started)
+    return run(_made(recipe), number, items)
 
 
 @lru_cache(maxsize=1)

@@ -43,7 +43,7 @@ def run_chunks(
     workers = min(workers, len(chunks))
     if workers <= 1:
         work = make()
-        yield from (_run(work, number, items) for number, items in chunks.items())
+        yield from (run(work, number, items) for number, items in chunks.items())
         return
     waiting = deque(chunks.items())
     busy: dict[Any, _Worker] = {}
@@ -70,7 +70,8 @@ def run_chunks(
             worker.stop()
 
 
-def _run(work: Work, number: int, items: Sequence[Any]) -> Done:
+def run(work: Work, number: int, items: Sequence[Any]) -> Done:
+    """A chunk in this process."""
     started = time.perf_counter()
     results = work(items)
     return Done(number, results, time.perf_counter() - started)
@@ -154,7 +155,7 @@ def _serve(pipe: Connection, make: Make) -> None:
         while True:
             number, items = pipe.recv()
             try:
-                done = _run(work, number, items)
+                done = run(work, number, items)
             except OSError as error:  # such as a full disk
                 done = error
             pipe.send(done)
