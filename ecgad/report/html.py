@@ -73,7 +73,7 @@ def facts(out: Path) -> dict[str, Any]:
     table = dataset.to_table(columns=list(LIGHT))
     alpha = float(manifest["alpha"])
     state = states(table)
-    p = table["p_value"].to_numpy(zero_copy_only=False).astype(float)
+    p = table["p_value"].to_numpy().astype(float)
     p = p[(state == "scored") & np.isfinite(p)]
     counts = count(table, state)
     return {
@@ -198,8 +198,8 @@ def _general(message: str, row: dict) -> str:
 
 def top(dataset: Dataset, table: Table, state: np.ndarray, out: Path, alpha: float) -> list[dict]:
     """The strangest records with their page, strangest first: by p-value, then by score."""
-    p = table["p_value"].to_numpy(zero_copy_only=False).astype(float)
-    score = table["score"].to_numpy(zero_copy_only=False).astype(float)
+    p = table["p_value"].to_numpy().astype(float)
+    score = table["score"].to_numpy().astype(float)
     scored = np.flatnonzero(state == "scored")
     first = scored[np.lexsort((-score[scored], p[scored]))][:TOP]
     rows = dataset.take(first, columns=list(SHOWN)).to_pylist()

@@ -43,7 +43,8 @@ def markdown(rows: Sequence[Row], metric: str = "record_auroc") -> str:
         own = {r["source"]: r for r in shown if r["method"] == method}
         cells = [_cell(own[s], best.get(s)) if s in own else "-" for s in sources]
         one = next(iter(own.values()))
-        lines.append([f"`{method}`", *cells, _count(one["parameters"]), _macs(one["macs_record"])])
+        parameters, macs = int(one["parameters"]), float(one["macs_record"]) / 1e6
+        lines.append([f"`{method}`", *cells, f"{parameters:,}", f"{macs:,.0f} M"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -137,14 +138,6 @@ def _cell(row: Row, best: float | None) -> str:
     value = f"{float(row['value']):.3f}"
     value = f"**{value}**" if float(row["value"]) == best else value
     return f"{value} [{float(row['low']):.2f}, {float(row['high']):.2f}]" if row["low"] else value
-
-
-def _count(text: str) -> str:
-    return f"{int(text):,}"
-
-
-def _macs(text: str) -> str:
-    return f"{float(text) / 1e6:,.0f} M"
 
 
 if __name__ == "__main__":
