@@ -1,5 +1,6 @@
 """What a clinician reads: true to the millimetre, to the second and to the table behind it."""
 
+import base64
 import io
 import json
 import re
@@ -14,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.text import Text
+from PIL import Image
 from rich.console import Console
 
 from ecgad.calibrate import Calibration, check_alpha
@@ -105,7 +108,7 @@ def test_a_millivolt_is_ten_millimetres_and_a_second_twenty_five():
 
 def test_a_printed_page_keeps_its_size_on_paper():
     figure = draw_page(result(silent(), ("V2", 1.0, 2.0, 2.0)))
-    assert figure.get_size_inches() * 25.4 == pytest.approx((270.0, 210.0))
+    assert figure.get_size_inches() * 25.4 == pytest.approx((270.0, 180.0))  # A4 is 297 x 210
 
 
 def test_the_calibration_pulse_is_a_millivolt_by_200_ms():
@@ -196,6 +199,46 @@ def test_of_a_long_record_the_strongest_stretch_is_shown_in_its_column():
     figure = draw_page(result(silent(60), ("V5", 41.0, 41.6, 3.0), ("I", 2.0, 3.0, 1.1)))
     assert named(figure, "band V5 1")
     assert any("shown: 32.5–42.5 s of 60.0 s" in text for text in words(figure))
+
+
+def test_all_notes_are_on_the_page_in_lines_that_fit_it():
+    reasons = tuple(f"lead {name} is flat for more than half the time" for name in LEADS)
+    figure = draw_page(result(silent(60), quality=Quality("limited", reasons)))
+    lines = [text for text in figure.findobj(Text) if text.get_weight() == "bold"]
+    said = " · ".join(text.get_text() for text in lines)
+    assert all(reason in said for reason in reasons)
+    assert "…" not in said
+    widest = max(text.get_window_extent().x1 for text in lines)
+    assert widest < figure.bbox.width
+    axes = figure.axes[0]
+    lowest = min(text.get_position()[1] for text in lines if "flat" in text.get_text())
+    above = max(collection.get_datalim(axes.transData).y1 for collection in axes.collections)
+    assert lowest > above  # the grid begins below them
+
+
+def test_a_p_value_among_records_without_some_leads_says_so():
+    group = "11 of 12 leads, without V3"
+    assert any(
+        "records without V3" in text for text in words(draw_page(result(silent(), p_group=group)))
+    )
+
+
+def test_a_long_record_that_was_not_scored_has_no_score_to_be_warned_of():
+    refusal = replace(refused(), record=silent(900))
+    assert not any(LONG in text for text in words(draw_page(refusal)))
+    assert any(LONG in text for text in words(draw_page(result(silent(900)))))
+
+
+def test_the_legend_keeps_its_colours_in_the_few_of_a_small_page():
+    noise = np.random.default_rng(0).normal(0, 0.2, (12, 5000))
+    strange = np.tile(np.geomspace(0.5, 4, 5000, dtype=np.float32), (12, 1))
+    shown = result(record(noise), *((lead, 1.0, 9.0, 1.7) for lead in LEADS), map=strange)
+    png = base64.b64decode(re.findall(r"base64,([^\"]+)", page_html(shown))[0])
+    small = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), int)
+    figure = draw_page(shown)
+    figure.canvas.draw()
+    full = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+    assert np.abs(small - full).max() < 12
 
 
 @pytest.mark.parametrize("leads", [("V1", "resp"), ("I", "II")])
@@ -542,9 +585,13 @@ def test_a_result_in_the_terminal_says_what_its_p_value_promises():
 
 def test_bars_of_leads_are_to_one_scale():
     scores = {"I": 2.0, "II": 1.0, "III": -1.0, "aVR": float("nan")}
+    assert bars(scores) == [24, 12, 0, 0]
+
+
+def bars(scores):
     text = printed(terminal.result_panel(result(silent(), lead_scores=scores)))
-    bars = [line.count("━") for line in text.splitlines() if re.match(r"│ (I+|aVR) +\S+ ", line)]
-    assert bars == [24, 12, 0, 0]
+    lines = [line for line in text.splitlines() if re.match(r"│ (I+|aVR) +\S+ ", line)]
+    return [line.count("━") for line in lines]
 
 
 def test_a_result_that_was_not_judged_says_why_and_makes_up_no_number():
@@ -563,4 +610,5 @@ def test_counts_in_words_add_up():
 def test_a_long_recording_says_that_its_score_is_a_mean():
     assert p_words(0.5, 3600).endswith(f"come out this strange; {LONG}")
     assert p_words(0.5, 60) == p_words(0.5)
+    assert p_words(110 / 135).startswith("0.815: at most 815 in 1,000 ")  # no more digits than p
     assert "look at the intervals" in LONG

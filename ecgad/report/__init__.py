@@ -37,7 +37,7 @@ def interval_words(lead: str, start_s: float, end_s: float) -> str:
     return f"{'all leads' if lead == 'all' else lead} {start_s:.1f}–{end_s:.1f} s"
 
 
-def p_words(p_value: float | None, duration_s: float = 0.0) -> str:
+def p_words(p_value: float | None, duration_s: float = 0.0, p_group: str = "") -> str:
     """What a conformal p-value promises, rounded up so that the promise holds.
 
     >>> p_words(1 / 251)
@@ -45,11 +45,23 @@ def p_words(p_value: float | None, duration_s: float = 0.0) -> str:
     """
     if p_value is None:
         return "none: the record was not judged"
-    in_1000 = math.ceil(round(p_value * 10_000, 6)) / 10
+    tenths = math.ceil(round(p_value * 10_000, 6))
+    in_1000 = tenths / 10 if tenths < 100 else math.ceil(tenths / 10)
     return (
-        f"{p_value:.3g}: at most {in_1000:g} in 1,000 records like those of the calibration "
-        f"come out this strange{'; ' * (duration_s > LONG_S)}{length_words(duration_s)}"
+        f"{p_value:.3g}: at most {in_1000:g} in 1,000 records like those of the calibration"
+        f"{group_words(p_group)} come out this strange{'; ' * (duration_s > LONG_S)}"
+        f"{length_words(duration_s)}"
     )
+
+
+def group_words(p_group: str) -> str:
+    """Which leads the calibration records were judged without, "" where they had all.
+
+    >>> group_words("11 of 12 leads, without V3"), group_words("12 of 12 leads")
+    (' without V3', '')
+    """
+    _, without, leads = p_group.partition(", without ")
+    return f" without {leads}" if without else ""
 
 
 def length_words(duration_s: float) -> str:
