@@ -221,6 +221,8 @@ def test_a_p_value_among_records_without_some_leads_says_so():
     assert any(
         "records without V3" in text for text in words(draw_page(result(silent(), p_group=group)))
     )
+    text = printed(terminal.result_panel(result(silent(), p_group=group)))
+    assert "like those of the calibration without V3" in " ".join(text.replace("│", "").split())
 
 
 def test_a_long_record_that_was_not_scored_has_no_score_to_be_warned_of():
@@ -584,8 +586,12 @@ def test_a_result_in_the_terminal_says_what_its_p_value_promises():
 
 
 def test_bars_of_leads_are_to_one_scale():
-    scores = {"I": 2.0, "II": 1.0, "III": -1.0, "aVR": float("nan")}
+    scores = {"I": 6.0, "II": 3.0, "III": -1.0, "aVR": float("nan")}
     assert bars(scores) == [24, 12, 0, 0]
+
+
+def test_the_bar_of_a_lead_that_is_hardly_strange_is_short():
+    assert bars({"I": 0.1, "II": 0.75, "III": -0.2, "aVR": 0.0}) == [0, 6, 0, 0]
 
 
 def bars(scores):
@@ -596,7 +602,8 @@ def bars(scores):
 
 def test_a_result_that_was_not_judged_says_why_and_makes_up_no_number():
     text = printed(terminal.result_panel(refused()))
-    assert "not assessable: no lead can be judged" in text
+    assert re.search(r"decision +not assessable +│", text)
+    assert text.count("no lead can be judged") == 1  # beside the quality
     assert "p-value   none" in text
     assert "nan" not in text
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 CHANCE, LITTLE = 0.5, 0.6  # AUROC of damage; the shipped model's is 0.76
 SHOWN = 20  # intervals of a record
 BAR = 24  # characters of the longest bar
+FULL = 3.0  # deviations that a full bar stands for, unless a lead has more
 EXTRA: dict[str, str] = dict.fromkeys(("torch", "fvcore", "einops", "onnx", "onnxscript"), "train")
 EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a package
 NEEDS = {"train": "training, export and flops need", "review": "the review page needs"}
@@ -159,13 +160,13 @@ def _facts(result: Result) -> Table:
     from rich.table import Table
 
     grade, reasons = result.quality
-    decision = decision_words(result.decision, result.alpha, reasons)
+    p_value = p_words(result.p_value, result.record.duration_s, result.p_group)
     table = Table.grid(padding=(0, 2))
     for name, words in (
-        ("decision", decision),
+        ("decision", decision_words(result.decision, result.alpha)),
         ("score", f"{number(result.score)}  (higher is stranger)"),
         ("made of", parts_words(result.parts)),
-        ("p-value", p_words(result.p_value, result.record.duration_s)),
+        ("p-value", p_value),
         ("quality", "; ".join((grade, *reasons))),
         ("leads", ", ".join(result.record.leads) + _derived(result.leads_derived)),
     ):
@@ -179,13 +180,13 @@ def _derived(leads: tuple[str, ...]) -> str:
 
 
 def _lead_table(scores: Mapping[str, float]) -> Table:
-    """Bars to the same scale, the longest the strangest lead; no bar for what is below average."""
+    """Bars to one scale: a full one is the strangest lead, or more; none is below average."""
     from rich.progress_bar import ProgressBar
 
-    longest = max((s for s in scores.values() if _finite(s)), default=0.0)
+    longest = max([FULL, *filter(_finite, scores.values())])
     table = _table("lead", "score>", "")
     for lead, score in scores.items():
-        share = score / longest if _finite(score) and longest > 0 else 0.0
+        share = score / longest if _finite(score) else 0.0
         bar = ProgressBar(total=1, completed=max(share, 0.0), width=BAR)
         table.add_row(_text(lead), _text(number(score)), bar)
     return table
