@@ -424,6 +424,22 @@ def test_a_p_value_of_alpha_itself_counts_among_the_flagged_bars():
     assert [bar["flagged"] for bar in bars] == [True, *[False] * 19]
 
 
+def test_nothing_is_written_over_the_bars_of_the_histogram(tmp_path):
+    text = html.write_report(screening(tmp_path, spread(40))).read_text()
+    (plot,) = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    xs, ys = (
+        [float(n) for n in re.findall(rf'<rect[^>]* {side}="([0-9.]+)"', plot)] for side in "xy"
+    )
+    words = re.findall(r'<text x="([0-9.]+)" y="([0-9.]+)" text-anchor="(\w+)"', plot)
+    base = float(re.findall(r'<line[^>]* y1="([0-9.]+)"', plot)[0])
+    assert len(xs) == len(ys) == 20
+    assert len(words) == 7
+    assert all(
+        (anchor == "end" and float(x) < min(xs)) or float(y) > base for x, y, anchor in words
+    )
+    assert "dashed, 2 in each bar" in text
+
+
 def test_drift_stands_on_the_page_when_the_less_strange_half_has_moved(tmp_path):
     card = {"id": "m", "calibration": {"12 of 12 leads": 99}}
     same = [row(i, p=(i % 100 + 1) / 100) for i in range(400)]
@@ -453,9 +469,9 @@ def test_failures_are_grouped_by_what_went_wrong_not_by_path(tmp_path):
         row(40, **NOTHING, decision=None, path="/a/12", error="/a/12: 12 leads, 11 names")
     )
     first, second = html.facts(screening(tmp_path, [row(99), *errors]))["failed"]["groups"]
-    assert (first["words"], first["count"]) == ("…: 0 of 12 samples; copy it anew", 30)
+    assert (first["words"], first["count"]) == ("0 of 12 samples; copy it anew", 30)
     assert (first["records"][:2], len(first["records"]) + first["more"]) == (["r0", "r1"], 30)
-    assert second["words"] == "…: 12 leads, 11 names"
+    assert second["words"] == "12 leads, 11 names"
 
 
 def test_pages_given_once_are_found_again_and_never_under_another_record(tmp_path):
@@ -468,10 +484,16 @@ def test_pages_given_once_are_found_again_and_never_under_another_record(tmp_pat
     assert {file.parent for file in kept} == {tmp_path / "pages"}
 
 
-def test_the_model_says_what_its_calibration_can_promise():
-    (group,) = html.model({"id": "m", "calibration": {"12 of 12 leads": 499}}, 0.05)["groups"]
-    assert group["smallest"] == 1 / 500
-    assert group["bound"] == pytest.approx(0.067, abs=0.001)  # Vovk 2012, as in calibrate.py
+def test_the_model_says_what_its_calibration_can_promise_for_the_records_here(tmp_path):
+    sizes = {"12 of 12 leads": 499, **{f"11 of 12 leads, without V{i}": 499 for i in range(1, 7)}}
+    rows = [*spread(3), row(9, p_group="11 of 12 leads, without V3")]
+    found = html.facts(screening(tmp_path, rows, model={"id": "m", "calibration": sizes}))["model"]
+    shown = [(group["name"], group["here"]) for group in found["groups"]]
+    assert shown == [("12 of 12 leads", 3), ("11 of 12 leads, without V3", 1)]
+    assert found["more"] == 5
+    assert found["groups"][0]["smallest"] == 1 / 500
+    bound = found["groups"][0]["bound"]
+    assert bound == pytest.approx(0.067, abs=0.001)  # Vovk 2012, as in calibrate.py
 
 
 def test_a_folder_without_a_screening_is_refused(tmp_path):

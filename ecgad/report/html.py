@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,7 @@ def facts(out: Path) -> dict[str, Any]:
     p = table["p_value"].to_numpy().astype(float)
     p = p[(state == "scored") & np.isfinite(p)]
     counts = count(table, state)
+    used = Counter(table.filter(state == "scored")["p_group"].to_pylist())
     return {
         "manifest": manifest,
         "alpha": alpha,
@@ -90,7 +91,7 @@ def facts(out: Path) -> dict[str, Any]:
         "refused": reasons(table, state, "not assessable"),
         "site": site(manifest.get("recalibrated")),
         "top": top(dataset, table, state, out, alpha),
-        "model": model(manifest.get("model"), alpha),
+        "model": model(manifest.get("model"), alpha, used),
         "disclaimer": DISCLAIMER,
     }
 
@@ -193,7 +194,8 @@ def _general(message: str, row: dict) -> str:
     path = row["path"] or ""
     stem = str(Path(path).with_suffix("")) if "/" in path else path
     own = rf"(?<![\w/]){re.escape(stem)}(\.\w+)?(?!\w)"
-    return " ".join((re.sub(own, "…", message) if stem else message).split())
+    words = " ".join((re.sub(own, "…", message) if stem else message).split())
+    return words.removeprefix("…: ")
 
 
 def top(dataset: Dataset, table: Table, state: np.ndarray, out: Path, alpha: float) -> list[dict]:
@@ -251,15 +253,24 @@ def _keep(out: Path, pages: list[tuple[dict, str]]) -> None:
             file.write(fragment)
 
 
-def model(card: Any, alpha: float) -> dict[str, Any]:
-    """What scored the records, and what its calibration promises."""
+def model(card: Any, alpha: float, used: Counter[str]) -> dict[str, Any]:
+    """What scored the records, and what its calibration promises: for records that lost leads, of
+    which there may be a hundred groups, only where one was scored."""
     sizes, card = _sizes(card), card if isinstance(card, dict) else {"id": card}
+    shown = [name for name in sizes if used[name]] or list(sizes)[:1]
     groups = [
-        {"name": k, "n": n, "smallest": 1 / (n + 1), "bound": false_alarm_bound(n, alpha)}
-        for k, n in sizes.items()
+        {
+            "name": name,
+            "n": (n := sizes[name]),
+            "smallest": 1 / (n + 1),
+            "bound": false_alarm_bound(n, alpha),
+            "here": used[name],
+        }
+        for name in shown
     ]
     said = [(k, card[k]) for k in ("method", "trained_on", "licence") if card.get(k)]
-    return {"id": card.get("id"), "sha256": card.get("sha256"), "said": said, "groups": groups}
+    about = {"id": card.get("id"), "sha256": card.get("sha256"), "said": said}
+    return {**about, "groups": groups, "more": len(sizes) - len(groups)}
 
 
 def _sizes(card: Any) -> dict[str, int]:
