@@ -47,7 +47,7 @@ Json = Annotated[bool, Parameter(name="--json", help="For machines.")]
 Unit = Annotated[str | None, Parameter(help="Of CSV and .npz that state none: mV, uV, nV or V.")]
 Rate = Annotated[float | None, Parameter(help="Of CSV and .npz that state none.")]
 Quiet = Annotated[bool, Parameter(help="Nothing but errors.")]
-Settings = Annotated[list[str] | None, Parameter(name="--set", help="A field of it: width=32.")]
+Settings = Annotated[list[str] | None, Parameter(name="--set", help="A method's field: width=32.")]
 
 
 @app.command
@@ -155,7 +155,7 @@ def train(
     Killed and started again, it carries on from OUT/checkpoint.pt.
 
     Args:
-        method: One of `ecgad methods`.
+        method: A name that `ecgad methods` lists.
         data: Folder or list of records taken as normal, or with --data the name of a benchmark.
         out: Folder for the model.
         encoder: What the method stands on, where it has one: a trained model's folder, mmae-12lead,
@@ -203,7 +203,7 @@ def evaluate(
     *,
     root: Annotated[Path, Parameter(name="--data")],
     out: Out,
-    method: Annotated[list[str] | None, Parameter(help="One of `ecgad methods`.")] = None,
+    method: Annotated[list[str] | None, Parameter(help="One that `ecgad methods` lists.")] = None,
     model: Annotated[list[Path] | None, Parameter(help="Folder of a trained model.")] = None,
     seeds: Whole = 3,
     quiet: Quiet = False,

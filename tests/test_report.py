@@ -616,6 +616,15 @@ def test_the_bar_of_a_lead_that_is_hardly_strange_is_short():
     assert bars({"I": 0.1, "II": 0.75, "III": -0.2, "aVR": 0.0}) == [0, 6, 0, 0]
 
 
+def test_the_bar_of_the_strangest_lead_has_the_colour_of_the_others():
+    shown = terminal.result_panel(result(silent(), lead_scores={"I": 6.0, "II": 3.0}))
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="256")
+    console.print(shown)
+    hues = re.findall(r"\x1b\[38;5;(\d+)m━+", console.file.getvalue())
+    full, half, rest = hues
+    assert full == half != rest
+
+
 def bars(scores):
     text = printed(terminal.result_panel(result(silent(), lead_scores=scores)))
     lines = [line for line in text.splitlines() if re.match(r"│ (I+|aVR) +\S+ ", line)]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 CHANCE, LITTLE = 0.5, 0.6  # AUROC of damage; the shipped model's is 0.76
 SHOWN = 20  # intervals of a record
 BAR = 24  # characters of the longest bar
+HUE = "dark_orange"  # of all bars: rich's own turn green when they are full
 FULL = 3.0  # deviations that a full bar stands for, unless a lead has more
 EXTRA: dict[str, str] = dict.fromkeys(("torch", "fvcore", "einops", "onnx", "onnxscript"), "train")
 EXTRA |= dict.fromkeys(("starlette", "uvicorn"), "review")  # that brings a package
@@ -187,7 +188,9 @@ def _lead_table(scores: Mapping[str, float]) -> Table:
     table = _table("lead", "score>", "")
     for lead, score in scores.items():
         share = score / longest if _finite(score) else 0.0
-        bar = ProgressBar(total=1, completed=max(share, 0.0), width=BAR)
+        bar = ProgressBar(
+            total=1, completed=max(share, 0.0), width=BAR, complete_style=HUE, finished_style=HUE
+        )
         table.add_row(_text(lead), _text(number(score)), bar)
     return table
 
