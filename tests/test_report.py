@@ -267,6 +267,15 @@ def test_the_map_is_shown_at_its_own_seconds():
     assert not np.isnan(bins[:100]).any()
 
 
+def test_what_was_not_judged_is_striped_so_that_a_print_in_grey_tells_it_too():
+    values = np.full((12, 500), 1.0, np.float32)  # at 50 Hz
+    values[:, 100:] = np.nan
+    (axes,) = draw_page(result(silent(), map=values, map_rate_hz=50.0)).axes
+    (bar,) = np.asarray(axes.images[-1].get_array())  # of the lowest row, lead II; (bins, rgba)
+    dark = [bool(bin[:3].max() < 0.8) for bin in bar]
+    assert dark == 100 * [False] + 100 * [True, True, False, False]
+
+
 def test_a_record_that_was_not_judged_still_has_a_page():
     said = words(draw_page(refused()))
     assert "not assessable" in said

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 BAR = 2.0  # mm, height of the map at the foot of a row
 BINS_PER_S = 50  # of that bar: 0.5 mm each
+STRIPE = 2  # bins: 1 mm, where nothing was judged; told from orange in a print in grey, too
 DPI = 127  # 5 pixels a millimetre, so that the grid falls on pixels
 
 INK, GREY, ORANGE, RULE, FAINT = "#111111", "#6b6b6b", "#E66100", "#efbfbf", "#f9e4e4"
@@ -172,7 +173,9 @@ def _draw_bar(axes: Axes, view: View, panel: Panel, result: Result) -> None:
 
     values = map_bins(result, panel)
     colours = np.array([to_rgba(ORANGE, strength(value)) for value in values])
-    colours[np.isnan(values)] = to_rgba(UNJUDGED)
+    gaps, every_other = np.isnan(values), np.arange(len(values)) // STRIPE % 2 == 0
+    colours[gaps & every_other] = to_rgba(UNJUDGED)
+    colours[gaps & ~every_other] = to_rgba("white")
     foot, width = view.foot(panel.row), panel.seconds * SPEED
     _box(axes, panel.left, foot, width, BAR, facecolor="white", zorder=1.5)
     _box(axes, panel.left, foot, width, BAR, fill=False, ec=RULE, linewidth=0.6, zorder=1.7)
@@ -251,7 +254,8 @@ def _draw_legend(axes: Axes, view: View) -> None:
         _box(axes, x + 11 * i, y, 5, 3, alpha=_shade(level))
         _box(axes, x + 11 * i, y, 5, 1, alpha=strength(level))
         _text(axes, x + 11 * i + 5.7, y + 1.5, f"{level}×", **small)
-    _box(axes, x + 33, y, 5, 1, facecolor=UNJUDGED)
+    for stripe in range(0, 5, 2):
+        _box(axes, x + 33 + stripe, y, 1, 1, facecolor=UNJUDGED)
     words = "not judged    (99 % of places in the reference lie below 1×)"
     _text(axes, x + 38.7, y + 1.5, words, **small)
 
