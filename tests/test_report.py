@@ -170,6 +170,14 @@ def test_limb_leads_come_from_i_and_ii_when_the_file_lacks_them():
     assert {"III (derived)", "aVR (derived)", "aVL (derived)", "aVF (derived)", "I"} <= set(said)
 
 
+def test_a_recorded_lead_that_was_judged_as_computed_is_said():
+    shown = result(silent(), leads_derived=("III", "aVR"))
+    said = "judged as computed from I and II, drawn as recorded: III, aVR"
+    assert any(said in text for text in words(draw_page(shown)))
+    absent = result(silent(leads=("I", "II", *LEADS[3:])), leads_derived=("III",))
+    assert not any("judged as computed" in text for text in words(draw_page(absent)))
+
+
 def test_a_line_has_a_gap_where_the_file_has_no_sample():
     valid = np.ones((12, 5000), bool)
     valid[1, 1000:1200] = False

@@ -168,6 +168,8 @@ def notes(view: View, result: Result) -> list[str]:
         said.append(f"too tall, cut off: {', '.join(tall)}")
     if hidden := [lead for lead in record.leads if lead not in view.traces]:
         said.append(f"recorded, not shown: {', '.join(hidden)}")
+    if computed := [lead for lead in result.leads_derived if lead in record.leads]:
+        said.append(f"judged as computed from I and II, drawn as recorded: {', '.join(computed)}")
     if unseen := [i for i in result.intervals if not any(overlap(p, i) for p in view.panels)]:
         said.append(f"marked, not in view: {strongest(tuple(unseen))}")
     return said
