@@ -86,7 +86,8 @@ def _check(shards: list[tuple[Path, folder.Manifest]]) -> None:
     if missing := [name for i in range(most) if (name := f"{i + 1}/{n}") not in names]:
         raise ValueError(f"shards that are missing: {', '.join(missing[:5])}")
     if len(names) > n:
-        raise ValueError(f"shards of several divisions: {', '.join(sorted(names)[:5])}; take one's")
+        several = ", ".join(sorted(names)[:5])
+        raise ValueError(f"shards of several divisions: {several}; merge those of one")
 
 
 def _interleaved(lists: list[list[Any]]) -> list[Any]:
