@@ -143,11 +143,10 @@ def evaluate(
 def _tell_seen(bundle: Bundle, sets: Sets, report: Report) -> None:
     """Warns where a model has learned from a source of the benchmark, divided otherwise."""
     of = {source["name"] for source in sets.card.get("sources", ())} | {c.source for c in sets.test}
-    seen = sorted(of & {source["name"] for source in bundle.card["data"].get("sources", ())})
-    own = data_fingerprint(normals(sets, bundle.preparation)) if seen else ""
-    if seen and own != bundle.card["data"]["fingerprint"]:
-        said = f"{bundle.id} learned from {', '.join(seen)}"
-        report(f"{said}, divided otherwise: it may have seen what it is scored on")
+    data = bundle.card["data"]
+    seen = sorted(of & {source["name"] for source in data.get("sources", ())})
+    if seen and data_fingerprint(normals(sets, bundle.preparation)) != data["fingerprint"]:
+        report(f"{bundle.id} learned from {', '.join(seen)}: it may have seen what it is scored on")
 
 
 def _add(
@@ -222,14 +221,15 @@ def trained(
     preparation = sets.preparation or Preparation()
     plan = _plan(name, preparation)
     if plan.weights:
+        if settings is not None:
+            raise ValueError(f"{name} is {plan.weights} with other settings; train that one")
         base = folder.with_name(f"{plan.weights}-{seed}")
         trained(plan.weights, sets, seed, base, pretrained=pretrained, report=report)
         return reduced(base, plan.settings, normals(sets, preparation))
     method, chosen = plan.method or name, {**plan.settings, **(settings or {})}
     learned = normals(sets, preparation)
     if plan.generated and isinstance(preparation, Preparation):
-        more, said = generated_windows(sets.generated, preparation), dict(learned.card)
-        learned = replace(learned, generated=more, card=said | {"generated_records": len(more)})
+        learned = replace(learned, generated=generated_windows(sets.generated, preparation))
     most = -(-plan.epochs * len(learned.train) // plan.budget.batch)
     budget = replace(plan.budget, steps=min(plan.budget.steps, most))
     if (folder / "card.json").is_file():

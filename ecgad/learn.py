@@ -337,6 +337,7 @@ def _card(
             "held_out_records": len(normals.held_out),
             "calibration_records": max(map(len, groups.values())),
             **normals.card,
+            **({} if (more := normals.generated) is None else {"generated_records": len(more)}),
             "fingerprint": data_fingerprint(normals),
         },
         "seed": seed,

@@ -76,6 +76,12 @@ def test_plots_show_every_method_and_source_and_are_the_same_each_time(folder: P
     assert named(costs) == ["bad", "good"]
 
 
+def test_more_methods_than_colours_are_drawn_too(folder: Path):
+    cases = curves.read_cases(folder / "x.parquet", ["good"])["a"]["good"]
+    many = {f"m{i}": cases for i in range(len(curves.COLOURS) + 2)}
+    assert named(curves._panels({"a": many}, curves._roc, "x", "y")) == list(many)
+
+
 def named(figure: Figure) -> list[str]:
     (legend,) = figure.legends
     return [text.get_text() for text in legend.get_texts()]

@@ -428,6 +428,11 @@ def test_a_control_learns_from_generated_normals_as_from_real_ones(
     assert "20 records, beside 40 generated ones" in said
 
 
+def test_a_plan_of_other_settings_is_not_trained_into_a_folder(tmp_path: Path):
+    with pytest.raises(ValueError, match="mmae-8 is mmae with other settings; train that"):
+        ev.trained("mmae-8", Sets((), (), (), (), {}), 0, tmp_path / "m", settings={})
+
+
 def test_it_is_told_when_a_model_may_have_learned_from_what_it_is_scored_on(
     ecg: Ecg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -445,7 +450,7 @@ def test_it_is_told_when_a_model_may_have_learned_from_what_it_is_scored_on(
         )
         return lines
 
-    said = ["pca learned from a, divided otherwise: it may have seen what it is scored on"]
+    said = ["pca learned from a: it may have seen what it is scored on"]
     assert told(own) == []
     assert told(replace(own, train=a[1:8])) == said
     assert told(replace(other, train=a[1:8])) == said  # damage put into records of a

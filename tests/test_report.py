@@ -564,6 +564,7 @@ def test_the_terminal_shows_twenty_stretches_and_how_many_more_there_are():
 
 def test_the_terminal_lists_the_strangest_first_and_only_what_was_scored():
     rows = [row(1, 0.5), row(2, 0.01), row(3, **REFUSED), row(4, 0.2), row(5, 0.9)]
+    rows.append(row(6, 0.1) | {"p_value": None})
     lines = printed(terminal.summary_table(rows, limit=3)).splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["r2", "r4", "r1"]
     assert "V2 0.2–1.2 s" in lines[2]

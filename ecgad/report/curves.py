@@ -8,6 +8,7 @@ calibration.png   of normal records: the share flagged against the alpha that wa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,7 +81,7 @@ def _cases(table: Mapping[str, np.ndarray]) -> Cases:
 def _panels(found: dict[str, dict[str, Cases]], one: Any, x: str, y: str) -> Figure:
     figure, axes = _grid(len(found))
     for ax, (source, methods) in zip(axes, found.items(), strict=True):
-        for colour, (method, cases) in zip(COLOURS, methods.items(), strict=False):
+        for colour, (method, cases) in zip(cycle(COLOURS), methods.items(), strict=False):
             one(ax, cases, colour, method)
         some = next(iter(methods.values()))
         normal, abnormal = int((~some.abnormal).sum()), int(some.abnormal.sum())

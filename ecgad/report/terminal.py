@@ -65,7 +65,7 @@ def screening(rows: list[dict[str, Any]], counts: Mapping[str, int], report: Pat
 def summary_table(rows: list[dict[str, Any]], limit: int = 10) -> Table:
     """The strangest of the scored `rows` of a screening, by p-value and then by score."""
     scored = [row for row in rows if _finite(row["score"])]
-    ranked = sorted(scored, key=lambda row: (row["p_value"] or 0.0, -row["score"]))
+    ranked = sorted(scored, key=lambda row: (row["p_value"] or math.inf, -row["score"]))
     table = _table("record", "score>", "p-value>", "decision", "strongest interval", "quality")
     often = Counter(row["record_id"] for row in ranked)
     for row in ranked[:limit]:
