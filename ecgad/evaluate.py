@@ -98,7 +98,7 @@ PLANS = {
     "knn-untrained": Plan("knn", {"encoder": "mmae:10"}),
     "knn-mmae": Plan("knn", encoder="mmae"),
     **dict.fromkeys(("pca", "mahalanobis", "knn"), Plan()),  # nothing is learned by gradient
-    "knn-generated": Plan("knn", generated=True),  # taught by as many people as MMAE is
+    "knn-generated": Plan("knn", generated=True),  # taught by what MMAE is
     "mahalanobis-generated": Plan("mahalanobis", generated=True),
     **{name: _equal(*without) for name, without in WITHOUT.items()},
     # no training: the refiner is only taken out

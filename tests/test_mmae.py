@@ -510,9 +510,9 @@ def test_normals_of_nothing_but_zeros_leave_a_unit_to_measure_others_by(settled)
 def test_times_are_in_segments_of_a_tenth_of_a_second():
     model = Model((12, 1000), Config(segment=(10,)))
     ramp = torch.arange(1000.0).expand(1, 12, 1000)
-    stretches = model.patches.features(ramp)[0, 0]
-    assert stretches.shape == (97, 20)  # 0.4 s
-    assert stretches[:2, :2].tolist() == [[0.5, 2.5], [10.5, 12.5]]  # 50 Hz, one every 0.1 s
+    patches = model.patches.features(ramp)[0, 0]
+    assert patches.shape == (97, 20)  # 0.4 s
+    assert patches[:2, :2].tolist() == [[0.5, 2.5], [10.5, 12.5]]  # 50 Hz, one every 0.1 s
     assert model.rhythm.pool == 2  # 50 Hz
     assert model.rhythm.pieces.shape == (13, 200)  # 4 s, every 0.5 s
     assert model.rhythm.back.shape[1] == 125 - 15 + 1  # lags, 0.3 .. 2.5 s
