@@ -144,6 +144,7 @@ def train(
     seed: Whole = 0,
     device: str = "cpu",
     steps: WholeOrNone = None,
+    leads: Annotated[str | None, Parameter(help="That the model takes: II,V1; else 12.")] = None,
     root: Annotated[Path | None, Parameter(name="--data")] = None,
     name: str | None = None,
     unit: Unit = None,
@@ -166,30 +167,29 @@ def train(
         root: Folder that holds the benchmark's files.
         name: The model's name; that of the method if absent.
     """
+    from ecgad import Budget, Preparation
     from ecgad.evaluate import load_sets, trained
     from ecgad.learn import progress_line, train_into
     from ecgad.methods import as_settings
     from ecgad.read import Stated
     from ecgad.recalibrate import readable
     from ecgad.report.terminal import trained_lines
-    from ecgad.train import Budget
 
     tell = (lambda words: None) if quiet else _say
     chosen = as_settings(settings) | ({"encoder": encoder} if encoder else {})
+    how: dict[str, Any] = {"settings": chosen, "seed": seed, "id": name, "device": device}
     if root is not None:
-        if (steps, unit, rate_hz) != (None, None, None):
-            raise ValueError("--steps, --unit, --rate-hz: a benchmark has its own; leave them out")
-        bundle = trained(
-            method, load_sets(data, root), seed, out, id=name, settings=chosen,
-            device=device, report=tell,
-        )  # fmt: skip
+        if any(given is not None for given in (steps, leads, unit, rate_hz)):
+            raise ValueError("--steps, --leads, --unit, --rate-hz: a benchmark has its own")
+        bundle = trained(method, load_sets(data, root), folder=out, report=tell, **how)
     else:
         if (out / "checkpoint.pt").exists():
             tell(f"carrying on from {out / 'checkpoint.pt'}")
         bundle = train_into(
-            out, method, readable(data, tell, Stated(unit, rate_hz).checked()), id=name, seed=seed,
-            settings=chosen, budget=Budget(steps=Budget.steps if steps is None else steps),
-            device=device, report=lambda progress: tell(progress_line(progress)),
+            out, method, readable(data, tell, Stated(unit, rate_hz).checked()),
+            budget=Budget(steps=Budget.steps if steps is None else steps),
+            preparation=Preparation(tuple(leads.split(","))) if leads else None,
+            report=lambda progress: tell(progress_line(progress)), **how,
         )  # fmt: skip
     if not quiet:
         _print(*trained_lines(bundle, out))

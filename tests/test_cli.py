@@ -302,6 +302,26 @@ def test_train_leaves_a_model_that_screens_and_no_checkpoint(run, ecg, tmp_path)
     assert np.isfinite(bundle.score(read(tmp_path / "in/n001.hea")).score)
 
 
+def test_train_takes_the_leads_of_a_holter_in_any_spelling(run, ecg, tmp_path):
+    for i, mv in enumerate(ecg(40, seed=5, t=1000)):
+        write_record(tmp_path / "in", f"n{i:03d}", mv, rate=f"{RATE_HZ}")
+    command = ("train", "pca", tmp_path / "in", "-o", tmp_path / "m", "--quiet", "--leads")
+    assert run(*command, "V1, mlII")[0] == 0
+    model = load(tmp_path / "m")
+    assert model.signals.leads == ("V1", "II")
+    result = model.score(read(tmp_path / "in/n001.hea"), alpha=0.2)
+    assert set(result.lead_scores) == {"V1", "II"}
+    command = ("train", "pca", tmp_path / "in", "-o", tmp_path / "n", "--quiet", "--leads")
+    assert run(*command, "II,MLII")[::2] == (2, "ecgad: a lead stands twice in II, II\n")
+    code, _, err = run(*command, "resp")
+    assert code == 2
+    assert "the model knows resp" in err
+    code, _, err = run("train", "pca", "ludb", "--data", tmp_path, "-o", tmp_path, "--leads", "II")
+    assert (code, err) == (
+        2, "ecgad: --steps, --leads, --unit, --rate-hz: a benchmark has its own\n"
+    )  # fmt: skip
+
+
 def test_train_on_an_encoder_keeps_it_in_the_card(run, ecg, tmp_path):
     for i, mv in enumerate(ecg(40, seed=5, t=1000)):
         write_record(tmp_path / "in", f"n{i:03d}", mv, rate=f"{RATE_HZ}")

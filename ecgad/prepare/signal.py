@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from ecgad.prepare.filters import bandpass, polyphase
-from ecgad.record import LEADS, Record
+from ecgad.record import LEADS, Record, canonical
 
 FROM_I_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 
@@ -24,7 +24,7 @@ FROM_I_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF":
 class Preparation:
     """How records become arrays; stored in the model's card, so that a bundle takes raw files."""
 
-    leads: tuple[str, ...] = LEADS
+    leads: tuple[str, ...] = LEADS  # in any usual spelling
     rate_hz: float = 100.0  # holds the band below
     band_hz: tuple[float, float] = (0.5, 40.0)  # Butterworth, zero phase
     order: int = 2  # of the Butterworth, run forward and backward
@@ -39,6 +39,9 @@ class Preparation:
     kind: ClassVar[str] = "signals"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "leads", tuple(map(canonical, self.leads)))
+        if len(set(self.leads)) < len(self.leads):
+            raise ValueError(f"a lead stands twice in {', '.join(self.leads)}")
         low, high = self.band_hz
         if not 0 < low < high < self.rate_hz / 2:
             raise ValueError(f"band {self.band_hz} Hz does not lie in 0 .. {self.rate_hz / 2} Hz")
