@@ -10,7 +10,7 @@ from ecgad import __version__
 
 SCHEMA = 1
 NEEDED = ("id", "method", "config", "shape", "whole", "preparation", "smooth_s", "rule")
-NEEDED += ("calibration", "data")  # for a score, and to say what gave it
+NEEDED += ("calibration", "data", "created")  # for a score, and to say what gave it
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -174,6 +174,9 @@ def test_a_calibration_made_once_is_not_made_again(archive, site, model, tmp_pat
     run()
     monkeypatch.setattr(importlib.import_module("ecgad.screen.site"), "recalibrated", None)
     run()
+    (tmp_path / "model/card.json").write_text("{")
+    with pytest.raises(ValueError, match=r"card.json is damaged .*: copy the folder anew"):
+        run()
 
 
 def test_calibrating_needs_no_torch(archive, site, model, tmp_path):

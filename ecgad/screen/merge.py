@@ -9,6 +9,7 @@ from itertools import islice, product, zip_longest
 from pathlib import Path
 from typing import Any
 
+from ecgad.card import read_card
 from ecgad.report.html import TOP, page_file, write_report
 from ecgad.screen import folder
 from ecgad.screen.rows import Row, strangest
@@ -110,8 +111,7 @@ def _rows(places: list[Path]) -> Iterator[Row]:
 
 
 def _card(home: Path) -> dict[str, Any]:
-    file = home / "card.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_card(home) if (home / "card.json").is_file() else {}
 
 
 def _report(out: Path, top: list[Row], places: list[Path]) -> None:

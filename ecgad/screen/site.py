@@ -6,7 +6,6 @@ once: a run that is carried on finds it by the checksums of those records.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import numpy as np
 
 from ecgad.bundle import Bundle
 from ecgad.calibrate import p_values
-from ecgad.card import write_card
+from ecgad.card import read_card, write_card
 from ecgad.read import Stated
 from ecgad.recalibrate import brief, fingerprint, readable, recalibrated
 from ecgad.record import Record
@@ -96,7 +95,7 @@ def _calibrate(
     sources = [record.source_sha256 for record in normals(tell)]
     known = {"from": bundle.sha256, "fingerprint": fingerprint(sources)}
     if (home / "card.json").is_file():
-        note = json.loads((home / "card.json").read_text(encoding="utf-8")).get("recalibrated")
+        note = read_card(home).get("recalibrated")
         if note and known.items() <= note.items():
             shutil.copytree(home, beside, dirs_exist_ok=True)
             return
