@@ -197,6 +197,19 @@ def test_a_tall_signal_is_drawn_at_a_smaller_gain_and_the_page_says_so(peak, gai
     assert (f"gain {gain:g} mm/mV" in said) == (gain < 10)
 
 
+@pytest.mark.parametrize("lost", ["nowhere judged", "judged as computed"])
+def test_the_noise_of_a_lead_that_was_not_judged_does_not_make_the_others_small(lost):
+    signal, map = np.zeros((12, 5000)), np.zeros((12, 500), np.float32)
+    signal[6, 2500:2600] = 1.0  # V1
+    signal[2] = np.random.default_rng(0).normal(0, 8, 5000)  # III
+    shown = result(record(signal), map=map, map_rate_hz=50.0)
+    assert look(shown).gain == 2.5
+    map[2] = np.nan if lost == "nowhere judged" else 0
+    derived = () if lost == "nowhere judged" else ("III",)
+    assert look(replace(shown, leads_derived=derived)).gain == 10
+    assert look(replace(shown, map=np.full_like(map, np.nan))).gain == 2.5  # as nothing is judged
+
+
 def test_a_peak_cut_off_is_said():
     signal = np.zeros((12, 5000))
     signal[7, 2600] = 3.0  # a single sample does not shrink the page

@@ -94,7 +94,8 @@ def look(result: Result) -> View:
         panels = tuple(Panel(lead, start_s, shown_s, 0.0, i) for i, lead in enumerate(record.leads))
     times_s = (round(start_s * record.rate_hz) + np.arange(mv.shape[1])) / record.rate_hz
     shown = {panel.lead: traces[panel.lead] for panel in panels if panel.lead in traces}
-    view = View(start_s, shown, times_s, frozenset(cut.derived), panels, _gain(shown))
+    gain = _gain(shown, _judged(result, start_s))
+    view = View(start_s, shown, times_s, frozenset(cut.derived), panels, gain)
     return replace(view, said=_lines([*result.quality.reasons, *notes(view, result)]))
 
 
@@ -120,13 +121,23 @@ def _at_rest(trace: np.ndarray) -> np.ndarray:
     return trace - np.nanmedian(trace) if np.isfinite(trace).any() else trace
 
 
-def _gain(traces: dict[str, np.ndarray]) -> float:
+def _judged(result: Result, start_s: float) -> set[str]:
+    """The leads that were judged as recorded, anywhere in the seconds shown."""
+    first, last = (round(second * result.map_rate_hz) for second in (start_s, start_s + PAGE_S))
+    there = np.isfinite(result.map[:, first:last])
+    computed = set(result.leads_derived) & set(result.record.leads)
+    return {k for k, row in zip(result.map_leads, there, strict=True) if row.any()} - computed
+
+
+def _gain(traces: dict[str, np.ndarray], judged: set[str]) -> float:
     """The largest gain at which 99.5 % of every lead stays in a row of four: 1.8 mV at 10 mm/mV.
 
-    In one of five, which is lower, it then stands out by 3 mm at most, half of `OVER`.
+    In one of five, which is lower, it then stands out by 3 mm at most, half of `OVER`. A lead that
+    was not judged, as it may be noise, counts only where none was.
     """
-    seen = [np.abs(trace[np.isfinite(trace)]) for trace in traces.values()]
-    tallest = max((np.percentile(trace, 99.5) for trace in seen if trace.size), default=0.0)
+    seen = {lead: np.abs(trace[np.isfinite(trace)]) for lead, trace in traces.items()}
+    high = {lead: np.percentile(trace, 99.5) for lead, trace in seen.items() if trace.size}
+    tallest = max([high[lead] for lead in high if lead in judged] or high.values(), default=0.0)
     return next((gain for gain in GAINS if tallest * gain <= ROW / 2), GAINS[-1])
 
 
