@@ -198,11 +198,15 @@ def map_bins(result: Result, panel: Panel) -> np.ndarray:
 
 
 def _draw_name(axes: Axes, view: View, panel: Panel) -> None:
+    from matplotlib.patheffects import withStroke
+
     x, y = panel.left, view.foot(panel.row) + view.row - 3.5
     if panel.column_mm:
         middle = view.middle(panel.row)
         axes.vlines(x, middle - 4, middle + 4, colors=INK, linewidth=0.6, zorder=3)
-    name = _text(axes, x + 1, y, _label(view, panel.lead), weight="bold", fontsize=9)
+    rim = [withStroke(linewidth=2, foreground="white")]  # to be read on noise, too
+    style = {"weight": "bold", "fontsize": 9, "path_effects": rim}
+    name = _text(axes, x + 1, y, _label(view, panel.lead), **style)
     if panel.row in (0, 3, 4) or view.panels[0].seconds > COLUMN_S:
         seconds = f"{panel.start_s:.1f}–{panel.end_s:.1f} s"
         beside = {"xycoords": name, "xytext": (5, 0), "textcoords": "offset points"}
