@@ -210,6 +210,30 @@ def test_the_noise_of_a_lead_that_was_not_judged_does_not_make_the_others_small(
     assert look(replace(shown, map=np.full_like(map, np.nan))).gain == 2.5  # as nothing is judged
 
 
+@pytest.mark.parametrize("factor", [1000.0, 0.001])
+def test_a_record_in_a_wrong_unit_is_fitted_to_the_page_which_says_so(factor):
+    signal = np.zeros((12, 5000))
+    signal[:, 500::500] = signal[:, 501::500] = signal[:, 502::500] = factor
+    figure = draw_page(replace(refused(), record=record(signal)))
+    assert np.ptp(trace_mm(figure, "II", 3)[:, 1]) == pytest.approx(18, abs=0.1)
+    said = " ".join(words(figure))
+    assert "25 mm/s  heights not to scale" in said
+    assert "mm/mV" not in said
+    assert not named(figure, "pulse 0")
+
+
+def test_a_rejected_record_in_mv_and_one_without_a_wave_stay_to_scale():
+    signal = np.zeros((12, 5000))
+    flat = replace(refused(), record=record(signal))
+    signal[4:, 500::50] = 90.0  # eight of twelve
+    signal[:4, 500::50] = 0.5
+    assert look(flat).gain == 10
+    assert look(replace(refused(), record=record(signal[:4], LEADS[:4]))).gain == 10
+    assert not look(replace(refused(), record=record(signal))).to_scale
+    signal[4:7] = 0.0  # now five of twelve are too tall
+    assert look(replace(refused(), record=record(signal))).gain == 2.5
+
+
 def test_a_peak_cut_off_is_said():
     signal = np.zeros((12, 5000))
     signal[7, 2600] = 3.0  # a single sample does not shrink the page

@@ -62,8 +62,9 @@ def draw_page(result: Result) -> Figure:
     Up to 10 s are shown: of a longer record, those around its strongest interval. Leads III, aVR,
     aVL and aVF are computed from I and II when the record lacks them, and labelled so. Records
     with too few leads for the 3x4 form get one row a lead. A signal too tall for its row is drawn
-    at 5 (or 2.5) mm/mV, and the page says so in bold. Five rows are lower than four, so that the
-    page still fits A4, landscape, with margins.
+    at 5 (or 2.5) mm/mV, and the page says so in bold; one whose unit must be wrong is fitted to the
+    page, without a pulse. Five rows are lower than four, so that the page still fits A4, landscape,
+    with margins.
     """
     view = look(result)
     figure, axes = _sheet(view.height)
@@ -73,7 +74,8 @@ def draw_page(result: Result) -> Figure:
         _draw_bar(axes, view, panel, result)
         _draw_trace(axes, view, panel)
         _draw_name(axes, view, panel)
-    _draw_pulses(axes, view)
+    if view.to_scale:
+        _draw_pulses(axes, view)
     _draw_header(axes, view, result)
     _draw_legend(axes, view)
     _draw_footer(axes, view, result)
@@ -266,7 +268,8 @@ def _draw_legend(axes: Axes, view: View) -> None:
 
 def _draw_footer(axes: Axes, view: View, result: Result) -> None:
     model = result.model_id or "model not named"
-    words = f"{SPEED:g} mm/s  {view.gain:g} mm/mV · {DISCLAIMER} · {model}"
+    gain = f"{view.gain:g} mm/mV" if view.to_scale else "heights not to scale"
+    words = f"{SPEED:g} mm/s  {gain} · {DISCLAIMER} · {model}"
     _text(axes, MARGIN, FOOTER / 2, words, fontsize=7.5, color=GREY)
     at_rest = "no filter; each lead's median on its baseline"
     _text(axes, WIDTH - MARGIN, FOOTER / 2, at_rest, fontsize=7.5, color=GREY, ha="right")

@@ -19,6 +19,7 @@ GAINS = (10.0, 5.0, 2.5)  # mm/mV: the standard, and its halves for tall signals
 PAGE_S, COLUMN_S = 10.0, 2.5
 ROW, LOW_ROW, FEW = 36.0, 30.0, 4  # mm: up to four rows, and more of them
 PULSE, MARGIN, HEADER, FOOTER = 10.0, 5.0, 17.0, 7.0  # mm
+LEAST = 0.5  # mm: where all leads are lower at 10 mm/mV, the unit must be wrong
 LINE, LINE_SIGNS = 3.6, 145  # mm, and signs, of a line of notes; the header has room for one
 OVER = 6.0  # mm: so far a peak may stand out of its row; beyond, it is cut off
 WIDTH = 2 * MARGIN + PULSE + PAGE_S * SPEED  # 270 mm: fits A4 and Letter, landscape
@@ -52,8 +53,12 @@ class View:
     times_s: np.ndarray  # (time,) of the samples, from the start of the record
     derived: frozenset[str]
     panels: tuple[Panel, ...]
-    gain: float  # mm/mV
+    gain: float  # mm/mV; none of `GAINS` where the unit must be wrong
     said: tuple[str, ...] = ()  # the lines of notes
+
+    @property
+    def to_scale(self) -> bool:
+        return self.gain in GAINS
 
     @property
     def rows(self) -> int:
@@ -133,12 +138,20 @@ def _gain(traces: dict[str, np.ndarray], judged: set[str]) -> float:
     """The largest gain at which 99.5 % of every lead stays in a row of four: 1.8 mV at 10 mm/mV.
 
     In one of five, which is lower, it then stands out by 3 mm at most, half of `OVER`. A lead that
-    was not judged, as it may be noise, counts only where none was.
+    was not judged, as it may be noise, counts only where none was. Of a record in no unit of an
+    ECG, the gain at which its tallest lead fills a row.
     """
     seen = {lead: np.abs(trace[np.isfinite(trace)]) for lead, trace in traces.items()}
     high = {lead: np.percentile(trace, 99.5) for lead, trace in seen.items() if trace.size}
     tallest = max([high[lead] for lead in high if lead in judged] or high.values(), default=0.0)
+    if tallest and not judged and _beyond(list(high.values())):
+        return float(ROW / 2 / tallest)
     return next((gain for gain in GAINS if tallest * gain <= ROW / 2), GAINS[-1])
+
+
+def _beyond(mv: list[float]) -> bool:
+    """Whether most leads are too tall for the smallest gain, or all too low for the largest."""
+    return bool(np.median(mv) * GAINS[-1] > ROW / 2 or max(mv) * GAINS[0] < LEAST)
 
 
 def _standard_panels(
@@ -168,7 +181,9 @@ def overlap(panel: Panel, interval: Interval) -> tuple[float, float] | None:
 def notes(view: View, result: Result) -> list[str]:
     """What a reader must know before measuring anything on the page."""
     record, edge, said = result.record, (view.row / 2 + OVER) / view.gain, []
-    if view.gain != GAINS[0]:
+    if not view.to_scale:
+        said.append("heights are not to scale: they are fitted to the page")
+    elif view.gain != GAINS[0]:
         said.append(f"gain {view.gain:g} mm/mV")
     if record.duration_s > PAGE_S + 0.05:
         end_s = view.start_s + PAGE_S
