@@ -138,6 +138,25 @@ def test_a_band_lies_under_the_trace_at_the_samples_it_is_about():
     assert band.get_zorder() < line.get_zorder()
 
 
+def test_the_stranger_a_band_is_the_darker_up_to_three():
+    places = [(lead, 0.5, 1.5, score) for lead, score in zip(LEADS, (1.1, 2.0, 3.0), strict=False)]
+    figure = draw_page(result(silent(), *places, ("V1", 5.5, 6.5, 8.0)))
+    names = ("band I 0", "band II 1", "band III 2", "band V1 0")
+    weak, strong, most, more = (named(figure, name)[0].get_alpha() for name in names)
+    assert weak < 0.1 < 3 * weak < strong < most == more < 0.5
+
+
+def test_the_legend_says_what_shades_mean_between_the_numbers_and_the_edge():
+    of = replace(silent(), rate_hz=0.123456 * RATE)
+    figure = draw_page(result(of, quality=Quality("limited", ())))
+    figure.canvas.draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in figure.findobj(Text)}
+    legend = next(box for said, box in boxes.items() if "the darker, the stranger" in said)
+    numbers = next(box for said, box in boxes.items() if " · score " in said)
+    assert legend.x1 < figure.bbox.width - 5 / 25.4 * figure.dpi
+    assert numbers.x1 < legend.x0 - 39 / 25.4 * figure.dpi  # of its boxes
+
+
 def test_an_interval_of_no_single_lead_marks_every_lead_shown_then():
     figure = draw_page(result(silent(), ("all", 5.5, 6.1, 2.0)))
     marked = {a.get_gid() for a in figure.findobj() if str(a.get_gid()).startswith("band")}

@@ -159,8 +159,12 @@ def _draw_bands(axes: Axes, view: View, panel: Panel, intervals: tuple[Interval,
 
 
 def _shade(score: float) -> float:
-    """Opacity of a band: light enough that the grid can still be counted."""
-    return 0.10 + 0.35 * strength(score)
+    """Opacity of a band: hardly seen at 1, and from 3 on as dark as lets the grid be counted.
+
+    >>> [round(_shade(score), 2) for score in (1, 1.1, 2, 3, 9)]
+    [0.05, 0.07, 0.25, 0.45, 0.45]
+    """
+    return 0.05 + 0.40 * min(max((score - 1) / 2, 0.0), 1.0)
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, **style: object) -> None:
@@ -255,15 +259,15 @@ def _short(words: str, most: int) -> str:
 
 
 def _draw_legend(axes: Axes, view: View) -> None:
-    x, y, small = WIDTH - MARGIN - 107, view.height - 11.3, {"fontsize": 6.5, "color": GREY}
-    for i, level in enumerate((1, 2, 4)):
+    x, y, small = WIDTH - MARGIN - 135, view.height - 11.3, {"fontsize": 6.5, "color": GREY}
+    for i, level in enumerate((1, 2, 3)):
         _box(axes, x + 11 * i, y, 5, 3, alpha=_shade(level))
         _box(axes, x + 11 * i, y, 5, 1, alpha=strength(level))
         _text(axes, x + 11 * i + 5.7, y + 1.5, f"{level}×", **small)
     for stripe in range(0, 5, 2):
         _box(axes, x + 33 + stripe, y, 1, 1, facecolor=UNJUDGED)
-    words = "not judged    (99 % of places in the reference lie below 1×)"
-    _text(axes, x + 38.7, y + 1.5, words, **small)
+    words = "the darker, the stranger; 99 % of places in the reference lie below 1×"
+    _text(axes, x + 38.7, y + 1.5, f"not judged    ({words})", **small)
 
 
 def _draw_footer(axes: Axes, view: View, result: Result) -> None:
