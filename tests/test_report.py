@@ -531,6 +531,15 @@ def test_the_strangest_records_come_with_their_own_intervals(tmp_path):
     assert top[7]["place"] == "V2 0.7–1.7 s"
 
 
+def test_only_a_flagged_record_is_called_strange_in_no_single_place(tmp_path):
+    rows = [row(0, 0.01, intervals=[]), row(1, 0.5, intervals=[]), row(2, 0.6)]
+    top = html.facts(screening(tmp_path, rows))["top"]
+    assert [shown["place"] for shown in top] == ["no single place", "–", "V2 0.2–1.2 s"]
+    flagged, other, _ = printed(terminal.summary_table(rows)).splitlines()[2:]
+    assert "no single place" in flagged
+    assert "no single place" not in other
+
+
 def test_failures_are_grouped_by_what_went_wrong_not_by_path(tmp_path):
     errors = [
         row(

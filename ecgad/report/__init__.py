@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 from ecgad.record import FLAGGED, NOT_FLAGGED, Interval
 
-NOWHERE = "no single place"  # where a record is strange, if at all, that has no strange interval
 LONG_S = 60.0  # records longer than that are not like the ten seconds of most calibrations
 LONG = "the score is a mean over all of it, which hides episodes: look at the intervals"
 DISCLAIMER = "model highlight, not a diagnosis · research aid, not a medical device"
@@ -35,6 +34,15 @@ def interval_words(lead: str, start_s: float, end_s: float) -> str:
     ('V2 3.1–3.9 s', 'all leads 0.0–1.0 s')
     """
     return f"{'all leads' if lead == 'all' else lead} {start_s:.1f}–{end_s:.1f} s"
+
+
+def nowhere_words(decision: str) -> str:
+    """Where a record is strange that has no strange interval; of one not flagged it is not said.
+
+    >>> nowhere_words("flagged"), nowhere_words("not flagged")
+    ('no single place', '–')
+    """
+    return "no single place" if decision == FLAGGED else "–"
 
 
 def p_words(p_value: float | None, duration_s: float = 0.0, p_group: str = "") -> str:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ecgad.record import FLAGGED, Result
 from ecgad.report import (
     DISCLAIMER,
-    NOWHERE,
     decision_words,
     interval_words,
+    nowhere_words,
     number,
     p_words,
     parts_words,
@@ -217,7 +217,9 @@ def _table(*columns: str) -> Table:
 
 def _strongest(row: dict[str, Any]) -> str:
     place = max(row["intervals"] or (), key=lambda i: i["score"], default=None)
-    return interval_words(place["lead"], place["start_s"], place["end_s"]) if place else NOWHERE
+    if not place:
+        return nowhere_words(row["decision"])
+    return interval_words(place["lead"], place["start_s"], place["end_s"])
 
 
 def _p(p_value: float | None) -> str:
