@@ -319,6 +319,22 @@ def test_a_lead_that_was_not_recorded_keeps_its_place_and_is_named():
     assert "V6 (not recorded)" in words(draw_page(result(silent(leads=LEADS[:11]))))
 
 
+def test_of_a_recording_of_hours_times_are_hours_minutes_and_seconds(tmp_path):
+    of = Record(np.zeros((12, 43_200), np.float32), 6.0, LEADS, np.ones((12, 43_200), bool), "r")
+    shown = result(of, ("V5", 7000.0, 7001.04, 3.0), ("I", 59.96, 61.0, 1.1))
+    said = " ".join(words(draw_page(shown)))
+    assert " · 2:00:00.0 · " in said
+    assert "shown: 1:56:31.8–1:56:41.8 of 2:00:00.0" in said
+    assert "not in view: I 0:01:00.0–0:01:01.0 (1.1×)" in said
+    assert "strongest: V5 1:56:40.0–1:56:41.0 (3.0×), I 0:01" in page_html(shown)
+    place = {"lead": "V5", "start_s": 7000.0, "end_s": 7001.04, "score": 3.0}
+    of_day = row(0, 0.01, duration_s=7200.0, intervals=[place])
+    listed = html.facts(screening(tmp_path, [of_day]))["top"][0]["place"]
+    tables = terminal.result_panel(shown), terminal.summary_table([of_day])
+    for text in (listed, *map(printed, tables)):
+        assert "V5 1:56:40.0–1:56:41.0" in text
+
+
 def test_the_map_is_shown_at_its_own_seconds():
     values = np.full((12, 500), 0.5, np.float32)  # at 50 Hz
     values[7, 300:305] = 4.0  # V2, from 6.0 s to 6.1 s

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
-from ecgad.record import FLAGGED, NOT_FLAGGED, Interval
+from ecgad.record import FLAGGED, HOUR_S, NOT_FLAGGED, Interval
 
 LONG_S = 60.0  # records longer than that are not like the ten seconds of most calibrations
 LONG = "the score is a mean over all of it, which hides episodes: look at the intervals"
@@ -28,21 +29,46 @@ def decision_words(decision: str, alpha: float, reasons: tuple[str, ...] = ()) -
     return "not assessable" + (f": {'; '.join(reasons)}" if reasons else "")
 
 
-def interval_words(lead: str, start_s: float, end_s: float) -> str:
-    """
-    >>> interval_words("V2", 3.1, 3.94), interval_words("all", 0, 1)
+def interval_words(lead: str, start_s: float, end_s: float, of_s: float) -> str:
+    """A stretch of a lead in a recording of `of_s`.
+
+    >>> interval_words("V2", 3.1, 3.94, 10), interval_words("all", 0, 1, 10)
     ('V2 3.1–3.9 s', 'all leads 0.0–1.0 s')
     """
-    return f"{'all leads' if lead == 'all' else lead} {start_s:.1f}–{end_s:.1f} s"
+    return f"{'all leads' if lead == 'all' else lead} {span_words(start_s, end_s, of_s)}"
 
 
-def nowhere_words(decision: str) -> str:
-    """Where a record is strange that has no strange interval; of one not flagged it is not said.
-
-    >>> nowhere_words("flagged"), nowhere_words("not flagged")
-    ('no single place', '–')
+def span_words(start_s: float, end_s: float, of_s: float) -> str:
     """
-    return "no single place" if decision == FLAGGED else "–"
+    >>> span_words(3.1, 3.94, 10), span_words(9.96, 41213.4, 86400)
+    ('3.1–3.9 s', '0:00:10.0–11:26:53.4')
+    """
+    unit = "" if of_s > HOUR_S else " s"
+    return f"{_clock(start_s, of_s)}–{_clock(end_s, of_s)}{unit}"
+
+
+def duration_words(seconds: float) -> str:
+    """
+    >>> duration_words(10), duration_words(86400)
+    ('10.0 s', '24:00:00.0')
+    """
+    return _clock(seconds, seconds) + (" s" if seconds <= HOUR_S else "")
+
+
+def _clock(seconds: float, of_s: float) -> str:
+    """Seconds, or h:mm:ss in recordings of more than an hour."""
+    if of_s <= HOUR_S:
+        return f"{seconds:.1f}"
+    minutes, tenths = divmod(round(10 * seconds), 600)
+    return f"{minutes // 60}:{minutes % 60:02d}:{tenths / 10:04.1f}"
+
+
+def place_words(row: Mapping[str, Any]) -> str:
+    """Where the record of a row is strangest; where one is not flagged, nothing has to be."""
+    place = max(row["intervals"] or (), key=lambda found: found["score"], default=None)
+    if place:
+        return interval_words(place["lead"], place["start_s"], place["end_s"], row["duration_s"])
+    return "no single place" if row["decision"] == FLAGGED else "–"
 
 
 def p_words(p_value: float | None, duration_s: float = 0.0, p_group: str = "") -> str:
@@ -104,8 +130,8 @@ def strength(score: float) -> float:
     return min(max((1 + math.log2(score)) / 3, 0.0), 1.0)
 
 
-def strongest(intervals: tuple[Interval, ...], count: int = 3) -> str:
+def strongest(intervals: tuple[Interval, ...], of_s: float, *, count: int = 3) -> str:
     """The first few intervals in one line of words, and how many more there are."""
-    words = [f"{interval_words(*i[:3])} ({i.score:.1f}×)" for i in intervals[:count]]
+    words = [f"{interval_words(*i[:3], of_s)} ({i.score:.1f}×)" for i in intervals[:count]]
     more = [f"and {len(intervals) - count} more"] if len(intervals) > count else []
     return ", ".join(words + more)

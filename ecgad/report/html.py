@@ -25,7 +25,7 @@ from ecgad.calibrate import false_alarm_bound, q_values
 from ecgad.drift import drift, words
 from ecgad.files import whole
 from ecgad.record import FLAGGED, NOT_ASSESSABLE
-from ecgad.report import DISCLAIMER, decision_words, interval_words, nowhere_words, number
+from ecgad.report import DISCLAIMER, decision_words, number, place_words
 
 if TYPE_CHECKING:
     import jinja2
@@ -212,16 +212,15 @@ def _shown(row: dict, out: Path, alpha: float) -> dict[str, Any]:
     from markupsafe import Markup
 
     file = page_file(out, row)
-    place = max(row["intervals"] or (), key=lambda i: i["score"], default=None)
-    nowhere = nowhere_words(row["decision"])
+    most = max((i["score"] for i in row["intervals"] or ()), default=None)
     return {
         "id": row["record_id"],
         "score": number(row["score"]),
         "p_value": "–" if row["p_value"] is None else f"{row['p_value']:.3g}",
         "decision": decision_words(row["decision"], alpha),
         "flagged": row["decision"] == FLAGGED,
-        "place": interval_words(*list(place.values())[:3]) if place else nowhere,
-        "strength": f"{place['score']:.1f}×" if place else "",
+        "place": place_words(row),
+        "strength": "" if most is None else f"{most:.1f}×",
         "quality": row["quality"],
         "page": Markup(file.read_text(encoding="utf-8")) if file.is_file() else None,
     }

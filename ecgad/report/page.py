@@ -27,7 +27,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ecgad.record import FLAGGED, Interval, Result
-from ecgad.report import DISCLAIMER, decision_words, number, strength, strongest
+from ecgad.report import (
+    DISCLAIMER,
+    decision_words,
+    duration_words,
+    number,
+    span_words,
+    strength,
+    strongest,
+)
 from ecgad.report.view import (
     COLUMN_S,
     FOOTER,
@@ -73,7 +81,7 @@ def draw_page(result: Result) -> Figure:
         _draw_bands(axes, view, panel, result.intervals)
         _draw_bar(axes, view, panel, result)
         _draw_trace(axes, view, panel)
-        _draw_name(axes, view, panel)
+        _draw_name(axes, view, panel, result.record.duration_s)
     if view.to_scale:
         _draw_pulses(axes, view)
     _draw_header(axes, view, result)
@@ -86,7 +94,8 @@ def page_html(result: Result) -> str:
     """The page as one self-contained HTML fragment: an inline PNG and a caption."""
     name = escape(result.record.record_id)
     words = decision_words(result.decision, result.alpha, result.quality.reasons)
-    places = f"; strongest: {strongest(result.intervals)}" if result.intervals else ""
+    found = strongest(result.intervals, result.record.duration_s)
+    places = f"; strongest: {found}" if found else ""
     data = base64.b64encode(_png(draw_page(result))).decode()
     return (
         f'<figure class="ecgad-page" style="margin:0"><img src="data:image/png;base64,{data}" '
@@ -203,7 +212,7 @@ def map_bins(result: Result, panel: Panel) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _draw_name(axes: Axes, view: View, panel: Panel) -> None:
+def _draw_name(axes: Axes, view: View, panel: Panel, record_s: float) -> None:
     from matplotlib.patheffects import withStroke
 
     x, y = panel.left, view.foot(panel.row) + view.row - 3.5
@@ -214,7 +223,7 @@ def _draw_name(axes: Axes, view: View, panel: Panel) -> None:
     style = {"weight": "bold", "fontsize": 9, "path_effects": rim}
     name = _text(axes, x + 1, y, _label(view, panel.lead), **style)
     if panel.row in (0, 3, 4) or view.panels[0].seconds > COLUMN_S:
-        seconds = f"{panel.start_s:.1f}–{panel.end_s:.1f} s"
+        seconds = span_words(panel.start_s, panel.end_s, record_s)
         beside = {"xycoords": name, "xytext": (5, 0), "textcoords": "offset points"}
         axes.annotate(seconds, (1, 0.5), **beside, va="center", color=GREY, fontsize=6)
 
@@ -246,8 +255,8 @@ def _draw_header(axes: Axes, view: View, result: Result) -> None:
     _text(axes, WIDTH - MARGIN, top - 4.5, decision, **style)
     p_value = "–" if result.p_value is None else f"{result.p_value:.3g}"
     facts = (
-        f"{record.rate_hz:g} Hz · {record.duration_s:.1f} s · score {number(result.score)} · "
-        f"p-value {p_value} · quality {result.quality.grade}"
+        f"{record.rate_hz:g} Hz · {duration_words(record.duration_s)} · "
+        f"score {number(result.score)} · p-value {p_value} · quality {result.quality.grade}"
     )
     _text(axes, MARGIN, top - 9.8, facts, fontsize=8.5)  # the legend stands to its right
     for i, line in enumerate(view.said):

@@ -16,10 +16,10 @@ from ecgad.report import (
     DISCLAIMER,
     decision_words,
     interval_words,
-    nowhere_words,
     number,
     p_words,
     parts_words,
+    place_words,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def summary_table(rows: list[dict[str, Any]], limit: int = 10) -> Table:
         name = row["record_id"] if often[row["record_id"]] == 1 else row["path"]
         style = "bold" if row["decision"] == FLAGGED else ""
         cells = (name, number(row["score"]), _p(row["p_value"]), row["decision"])
-        table.add_row(*map(_text, (*cells, _strongest(row), row["quality"])), style=style)
+        table.add_row(*map(_text, (*cells, place_words(row), row["quality"])), style=style)
     return table
 
 
@@ -198,7 +198,8 @@ def _lead_table(scores: Mapping[str, float]) -> Table:
 def _interval_table(result: Result) -> Table:
     table = _table("strange interval", "strength>")
     for lead, start_s, end_s, score in result.intervals[:SHOWN]:
-        table.add_row(_text(interval_words(lead, start_s, end_s)), _text(f"{score:.1f}×"))
+        words = interval_words(lead, start_s, end_s, result.record.duration_s)
+        table.add_row(_text(words), _text(f"{score:.1f}×"))
     if (more := len(result.intervals) - SHOWN) > 0:
         table.add_row(_text(f"and {more} more"), "")
     return table
@@ -213,13 +214,6 @@ def _table(*columns: str) -> Table:
     for name in columns:
         table.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left")
     return table
-
-
-def _strongest(row: dict[str, Any]) -> str:
-    place = max(row["intervals"] or (), key=lambda i: i["score"], default=None)
-    if not place:
-        return nowhere_words(row["decision"])
-    return interval_words(place["lead"], place["start_s"], place["end_s"])
 
 
 def _p(p_value: float | None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ecgad.prepare.signal import derive
 from ecgad.record import LEADS, LIMB, Interval, Record, Result
-from ecgad.report import group_words, length_words, strongest
+from ecgad.report import duration_words, group_words, length_words, span_words, strongest
 
 SPEED = 25.0  # mm/s
 GAINS = (10.0, 5.0, 2.5)  # mm/mV: the standard, and its halves for tall signals
@@ -186,8 +186,8 @@ def notes(view: View, result: Result) -> list[str]:
     elif view.gain != GAINS[0]:
         said.append(f"gain {view.gain:g} mm/mV")
     if record.duration_s > PAGE_S + 0.05:
-        end_s = view.start_s + PAGE_S
-        said.append(f"shown: {view.start_s:.1f}–{end_s:.1f} s of {record.duration_s:.1f} s")
+        span = span_words(view.start_s, view.start_s + PAGE_S, record.duration_s)
+        said.append(f"shown: {span} of {duration_words(record.duration_s)}")
     if group := group_words(result.p_group):
         said.append(f"p-value: among calibration records{group}")
     if result.p_value is not None:
@@ -200,7 +200,7 @@ def notes(view: View, result: Result) -> list[str]:
     if computed := [lead for lead in result.leads_derived if lead in record.leads]:
         said.append(f"judged as computed from I and II, drawn as recorded: {', '.join(computed)}")
     if unseen := [i for i in result.intervals if not any(overlap(p, i) for p in view.panels)]:
-        said.append(f"marked, not in view: {strongest(tuple(unseen))}")
+        said.append(f"marked, not in view: {strongest(tuple(unseen), record.duration_s)}")
     return said
 
 
