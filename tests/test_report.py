@@ -468,6 +468,15 @@ def test_counts_on_the_page_are_those_of_the_table(tmp_path):
     assert tiles == [45, 40, 3, 2, 2]
 
 
+def test_the_report_says_once_what_records_are_flagged_at(tmp_path):
+    rows = [row(0, 0.01), row(1, 0.02), row(2, 0.5)]
+    pages = [(one, page_html(result(silent()))) for one in rows[:2]]
+    text = html.write_report(screening(tmp_path, rows), pages=pages).read_text()
+    assert text.count("flagged at alpha = 0.05") == 1
+    assert text.count('<td class="flagged">flagged</td>') == 2
+    assert "<td>no anomaly flagged</td>" in text
+
+
 def test_a_table_that_lacks_records_of_the_manifest_is_called_incomplete(tmp_path):
     whole = html.write_report(screening(tmp_path, spread(5), counts={"in": 5})).read_text()
     short = html.write_report(screening(tmp_path, spread(5), counts={"in": 8})).read_text()

@@ -17,15 +17,17 @@ LONG = "the score is a mean over all of it, which hides episodes: look at the in
 DISCLAIMER = "model highlight, not a diagnosis · research aid, not a medical device"
 
 
-def decision_words(decision: str, alpha: float, reasons: tuple[str, ...] = ()) -> str:
+def decision_words(decision: str, alpha: float | None, reasons: tuple[str, ...] = ()) -> str:
+    """A decision at `alpha`, or without it (None) where it is said nearby.
+
+    >>> decision_words("not flagged", 0.05), decision_words("flagged", None)
+    ('no anomaly flagged at alpha = 0.05', 'flagged')
     """
-    >>> decision_words("not flagged", 0.05)
-    'no anomaly flagged at alpha = 0.05'
-    """
+    at_alpha = "" if alpha is None else f" at alpha = {alpha:g}"
     if decision == FLAGGED:
-        return f"flagged at alpha = {alpha:g}"
+        return f"flagged{at_alpha}"
     if decision == NOT_FLAGGED:
-        return f"no anomaly flagged at alpha = {alpha:g}"
+        return f"no anomaly flagged{at_alpha}"
     return "not assessable" + (f": {'; '.join(reasons)}" if reasons else "")
 
 

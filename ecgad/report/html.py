@@ -90,7 +90,7 @@ def facts(out: Path) -> dict[str, Any]:
         "failed": reasons(table, state, "failed"),
         "refused": reasons(table, state, "not assessable"),
         "site": site(manifest.get("recalibrated")),
-        "top": top(dataset, table, state, out, alpha),
+        "top": top(dataset, table, state, out),
         "model": model(manifest.get("model"), alpha, used),
         "disclaimer": DISCLAIMER,
     }
@@ -198,17 +198,17 @@ def _general(message: str, row: dict) -> str:
     return words.removeprefix("…: ")
 
 
-def top(dataset: Dataset, table: Table, state: np.ndarray, out: Path, alpha: float) -> list[dict]:
+def top(dataset: Dataset, table: Table, state: np.ndarray, out: Path) -> list[dict]:
     """The strangest records with their page, strangest first: by p-value, then by score."""
     p = table["p_value"].to_numpy().astype(float)
     score = table["score"].to_numpy().astype(float)
     scored = np.flatnonzero(state == "scored")
     first = scored[np.lexsort((-score[scored], p[scored]))][:TOP]
     rows = dataset.take(first, columns=list(SHOWN)).to_pylist()
-    return [_shown(row, out, alpha) for row in rows]
+    return [_shown(row, out) for row in rows]
 
 
-def _shown(row: dict, out: Path, alpha: float) -> dict[str, Any]:
+def _shown(row: dict, out: Path) -> dict[str, Any]:
     from markupsafe import Markup
 
     file = page_file(out, row)
@@ -217,7 +217,7 @@ def _shown(row: dict, out: Path, alpha: float) -> dict[str, Any]:
         "id": row["record_id"],
         "score": number(row["score"]),
         "p_value": "–" if row["p_value"] is None else f"{row['p_value']:.3g}",
-        "decision": decision_words(row["decision"], alpha),
+        "decision": decision_words(row["decision"], None),
         "flagged": row["decision"] == FLAGGED,
         "place": place_words(row),
         "strength": "" if most is None else f"{most:.1f}×",
