@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
+from ecgad.methods import names
 from ecgad.report import curves
 from ecgad.report.leaderboard import read_rows
 
@@ -68,18 +69,41 @@ def test_plots_show_every_method_and_source_and_are_the_same_each_time(folder: P
     first = [p.read_bytes() for p in paths]
     assert [p.read_bytes() for p in curves.draw(folder, "x", ["good", "bad"])] == first
     found = curves.read_cases(folder / "x.parquet", ["good", "bad"])
-    figure = curves._panels(found, curves._roc, "x", "y")
+    figure = curves._panels(found, curves.looks(["good", "bad"]), curves._roc, "x", "y")
     titles = [ax.get_title() for ax in figure.axes]
     assert titles == ["a (20 + 20)", "b (20 + 19)"]
     assert named(figure) == ["good", "bad"]
-    costs = curves._costs(read_rows(folder / "x.csv"), ["bad", "good"])
+    costs = curves._costs(read_rows(folder / "x.csv"), curves.looks(["bad", "good"]))
     assert named(costs) == ["bad", "good"]
 
 
 def test_more_methods_than_colours_are_drawn_too(folder: Path):
     cases = curves.read_cases(folder / "x.parquet", ["good"])["a"]["good"]
     many = {f"m{i}": cases for i in range(len(curves.COLOURS) + 2)}
-    assert named(curves._panels({"a": many}, curves._roc, "x", "y")) == list(many)
+    figure = curves._panels({"a": many}, curves.looks(list(many)), curves._roc, "x", "y")
+    assert named(figure) == list(many)
+
+
+def test_a_method_keeps_its_look_and_the_legend_has_those_that_the_first_panel_lacks(folder: Path):
+    cases = curves.read_cases(folder / "x.parquet", ["good"])["a"]["good"]
+    found = {"a": {"one": cases, "three": cases}, "b": {"two": cases, "three": cases}}
+    kept = curves.looks(["one", "two", "three", "never"])
+    figure = curves._panels(found, kept, curves._calibration, "x", "y")
+    assert named(figure) == ["one", "two", "three"]
+    lines = [line for ax in figure.axes for line in ax.lines if str(line.get_label()) in kept]
+    for line in lines:
+        look = kept[str(line.get_label())]
+        assert (line.get_color(), line.get_linestyle()) == (look.colour, look.line)
+    rows = read_rows(folder / "x.csv")
+    first, *others = [r for r in rows if r["method"] == "good"]
+    costs = curves._costs(
+        [first, *({**r, "method": "bad"} for r in others)], curves.looks(["bad", "good"])
+    )
+    assert named(costs) == ["bad", "good"]
+
+
+def test_a_board_of_all_methods_has_no_look_twice():
+    assert len(set(curves.looks(names()).values())) == len(names())
 
 
 def named(figure: Figure) -> list[str]:
@@ -90,7 +114,7 @@ def named(figure: Figure) -> list[str]:
 def test_the_flagged_share_is_of_normal_records(folder: Path):
     cases = curves.read_cases(folder / "x.parquet", ["good"])["a"]["good"]
     figure, axes = curves._grid(1)
-    curves._calibration(axes[0], cases, "k", "good")
+    curves._calibration(axes[0], cases, curves.looks(["good"])["good"], "good")
     alphas, shares = axes[0].lines[0].get_data()
     p = [
         p for row, sick in zip(cases.p_values, cases.abnormal, strict=True) for p in row if not sick
