@@ -280,6 +280,15 @@ def test_all_notes_are_on_the_page_in_lines_that_fit_it():
     assert lowest > above  # the grid begins below them
 
 
+def test_why_a_record_was_not_judged_comes_before_what_its_reader_left_out():
+    left_out, why = "Resp is no voltage: left out", "7 of 12 leads can be judged; the model needs 9"
+    of = replace(refused(), quality=Quality("reject", (left_out, why)))
+    of = replace(of, record=replace(of.record, warnings=(left_out,)))
+    assert f"{why} · {left_out}" in words(draw_page(of))
+    assert f"not assessable: {why}; {left_out}." in page_html(of)
+    assert f"reject; {why}; {left_out}" in printed(terminal.result_panel(of))
+
+
 def test_a_p_value_among_records_without_some_leads_says_so():
     group = "11 of 12 leads, without V3"
     assert any(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ecgad.record import FLAGGED, HOUR_S, NOT_FLAGGED, Interval
+from ecgad.record import FLAGGED, HOUR_S, NOT_FLAGGED, Interval, Result
 
 LONG_S = 60.0  # records longer than that are not like the ten seconds of most calibrations
 LONG = "the score is a mean over all of it, which hides episodes: look at the intervals"
@@ -29,6 +29,11 @@ def decision_words(decision: str, alpha: float | None, reasons: tuple[str, ...] 
     if decision == NOT_FLAGGED:
         return f"no anomaly flagged{at_alpha}"
     return "not assessable" + (f": {'; '.join(reasons)}" if reasons else "")
+
+
+def reasons_of(result: Result) -> tuple[str, ...]:
+    """What is said of a record's quality, the judgement's own words before the reader's remarks."""
+    return tuple(sorted(result.quality.reasons, key=result.record.warnings.__contains__))
 
 
 def interval_words(lead: str, start_s: float, end_s: float, of_s: float) -> str:

@@ -32,6 +32,7 @@ from ecgad.report import (
     decision_words,
     duration_words,
     number,
+    reasons_of,
     span_words,
     strength,
     strongest,
@@ -93,7 +94,7 @@ def draw_page(result: Result) -> Figure:
 def page_html(result: Result) -> str:
     """The page as one self-contained HTML fragment: an inline PNG and a caption."""
     name = escape(result.record.record_id)
-    words = decision_words(result.decision, None, result.quality.reasons)
+    words = decision_words(result.decision, None, reasons_of(result))
     found = strongest(result.intervals, result.record.duration_s)
     places = f"; strongest: {found}" if found else ""
     data = base64.b64encode(_png(draw_page(result))).decode()

@@ -20,6 +20,7 @@ from ecgad.report import (
     p_words,
     parts_words,
     place_words,
+    reasons_of,
 )
 
 if TYPE_CHECKING:
@@ -160,7 +161,6 @@ def method_table(described: Sequence[Description]) -> Table:
 def _facts(result: Result) -> Table:
     from rich.table import Table
 
-    grade, reasons = result.quality
     p_value = p_words(result.p_value, result.record.duration_s, result.p_group)
     table = Table.grid(padding=(0, 2))
     for name, words in (
@@ -168,7 +168,7 @@ def _facts(result: Result) -> Table:
         ("score", f"{number(result.score)}  (higher is stranger)"),
         ("made of", parts_words(result.parts)),
         ("p-value", p_value),
-        ("quality", "; ".join((grade, *reasons))),
+        ("quality", "; ".join((result.quality.grade, *reasons_of(result)))),
         ("leads", ", ".join(result.record.leads) + _derived(result.leads_derived)),
     ):
         style = "bold" if name == "decision" else ""

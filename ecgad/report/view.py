@@ -12,7 +12,14 @@ import numpy as np
 
 from ecgad.prepare.signal import derive
 from ecgad.record import LEADS, LIMB, Interval, Record, Result
-from ecgad.report import duration_words, group_words, length_words, span_words, strongest
+from ecgad.report import (
+    duration_words,
+    group_words,
+    length_words,
+    reasons_of,
+    span_words,
+    strongest,
+)
 
 SPEED = 25.0  # mm/s
 GAINS = (10.0, 5.0, 2.5)  # mm/mV: the standard, and its halves for tall signals
@@ -101,7 +108,7 @@ def look(result: Result) -> View:
     shown = {panel.lead: traces[panel.lead] for panel in panels if panel.lead in traces}
     gain = _gain(shown, _judged(result, start_s))
     view = View(start_s, shown, times_s, frozenset(cut.derived), panels, gain)
-    return replace(view, said=_lines([*result.quality.reasons, *notes(view, result)]))
+    return replace(view, said=_lines([*reasons_of(result), *notes(view, result)]))
 
 
 def _cut(record: Record, start_s: float) -> Record:
