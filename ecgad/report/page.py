@@ -276,8 +276,8 @@ def _draw_legend(axes: Axes, view: View) -> None:
         _text(axes, x + 11 * i + 5.7, y + 1.5, f"{level}×", **small)
     for stripe in range(0, 5, 2):
         _box(axes, x + 33 + stripe, y, 1, 1, facecolor=UNJUDGED)
-    words = "the darker, the stranger; 99 % of places in the reference lie below 1×"
-    _text(axes, x + 38.7, y + 1.5, f"not judged    ({words})", **small)
+    words = "the darker, the stranger · 99 % of places in the reference lie below 1×"
+    _text(axes, x + 38.7, y + 1.5, f"not judged · {words}", **small)
 
 
 def _draw_footer(axes: Axes, view: View, result: Result) -> None:
