@@ -188,7 +188,7 @@ def train(
         bundle = train_into(
             out, method, readable(data, tell, Stated(unit, rate_hz).checked()),
             budget=Budget(steps=Budget.steps if steps is None else steps),
-            preparation=Preparation(tuple(leads.split(","))) if leads else None,
+            preparation=None if leads is None else Preparation(tuple(leads.split(","))),
             report=lambda progress: tell(progress_line(progress)), **how,
         )  # fmt: skip
     if not quiet:

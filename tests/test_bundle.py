@@ -99,7 +99,7 @@ def test_a_damaged_card_is_told_with_its_file(folder: Path, tmp_path: Path, text
             use(tmp_path / "m")
 
 
-@pytest.mark.parametrize("key", ["rule", "calibration", "preparation"])
+@pytest.mark.parametrize("key", ["rule", "calibration", "preparation", "created"])
 def test_a_card_that_lacks_something_is_refused(folder: Path, tmp_path: Path, key: str):
     copy = shutil.copytree(folder, tmp_path / "copy")
     card = json.loads((copy / "card.json").read_text())

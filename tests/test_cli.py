@@ -312,7 +312,9 @@ def test_train_takes_the_leads_of_a_holter_in_any_spelling(run, ecg, tmp_path):
     result = model.score(read(tmp_path / "in/n001.hea"), alpha=0.2)
     assert set(result.lead_scores) == {"V1", "II"}
     command = ("train", "pca", tmp_path / "in", "-o", tmp_path / "n", "--quiet", "--leads")
-    assert run(*command, "II,MLII")[::2] == (2, "ecgad: a lead stands twice in II, II\n")
+    for wrong, read_as in (("II,MLII", "II,II"), ("II, ", "II,"), ("", "")):
+        said = f"ecgad: leads are '{read_as}'; each needs a name of its own\n"
+        assert run(*command, wrong)[::2] == (2, said)
     code, _, err = run(*command, "resp")
     assert code == 2
     assert "the model knows resp" in err

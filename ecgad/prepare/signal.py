@@ -40,8 +40,8 @@ class Preparation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "leads", tuple(map(canonical, self.leads)))
-        if len(set(self.leads)) < len(self.leads):
-            raise ValueError(f"a lead stands twice in {', '.join(self.leads)}")
+        if "" in self.leads or len(set(self.leads)) < len(self.leads):
+            raise ValueError(f"leads are {','.join(self.leads)!r}; each needs a name of its own")
         low, high = self.band_hz
         if not 0 < low < high < self.rate_hz / 2:
             raise ValueError(f"band {self.band_hz} Hz does not lie in 0 .. {self.rate_hz / 2} Hz")
